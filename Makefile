@@ -1,0 +1,39 @@
+# make study   the main job, from nothing to a figure      make test   all tests
+# make bench   the benchmark suite with its peers          make clean  forget what was built
+#
+# PYTHON=python3.12 chooses the interpreter. ORACLE= leaves PyTorch out of `make test`: the tests
+# that compare against it then skip.
+
+PYTHON ?= python3
+VENV ?= .venv
+ORACLE ?= oracle
+BIN = $(VENV)/bin
+
+comma = ,
+sources := $(shell find csrc src -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+stamp = $(VENV)/installed-$(subst $(comma),-,$(1))
+
+.PHONY: study test bench clean
+
+study: EXTRAS = study
+study: $(call stamp,study)
+	$(BIN)/nfd-fast study $(ARGS)
+
+test: EXTRAS = study,test$(if $(ORACLE),$(comma)$(ORACLE))
+test: $(call stamp,study-test$(if $(ORACLE),-$(ORACLE)))
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: EXTRAS = bench
+bench: $(call stamp,bench)
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-%: $(sources) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
+	$(BIN)/python -m pip install --quiet ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

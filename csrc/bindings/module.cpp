@@ -1,0 +1,21 @@
+// nfd_fast._core: the compiled kernels. This file only registers.
+
+#include <pybind11/pybind11.h>
+
+namespace nfd_fast::bindings {
+void register_info(pybind11::module_& module);
+void register_noise(pybind11::module_& module);
+void register_activations(pybind11::module_& module);
+void register_layers(pybind11::module_& module);
+void register_dense(pybind11::module_& module);
+}  // namespace nfd_fast::bindings
+
+PYBIND11_MODULE(_core, module) {
+    namespace bindings = nfd_fast::bindings;
+    module.doc() = "Compiled kernels of nfd_fast; use them through nfd_fast.kernels.";
+    bindings::register_info(module);
+    bindings::register_noise(module);
+    bindings::register_activations(module);
+    bindings::register_layers(module);
+    bindings::register_dense(module);
+}

@@ -1,0 +1,66 @@
+// Lets Python interrupt a computation that runs without the GIL, and hear of its progress.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+
+#include "cpu/monitor.hpp"
+
+namespace nfd_fast::bindings {
+
+class PythonMonitor final : public Monitor {
+  public:
+    // `progress` is None or a callable progress(done, total).
+    PythonMonitor(std::int64_t total, pybind11::object progress)
+        : Monitor(total), total_(total), progress_(std::move(progress)) {}
+
+    // Call with the GIL held, after the computation: raises what a signal handler or the callable
+    // raised meanwhile, else reports the end.
+    void finish() {
+        if (error_) throw pybind11::error_already_set();
+        if (!progress_.is_none()) progress_(total_, total_);
+    }
+
+  protected:
+    bool go_on(std::int64_t done, std::int64_t total) override {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < kInterval) return true;
+        last_ = now;
+        const pybind11::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) {
+            error_ = true;
+            return false;
+        }
+        if (progress_.is_none()) return true;
+        try {
+            progress_(done, total);
+        } catch (pybind11::error_already_set& raised) {
+            raised.restore();
+            error_ = true;
+            return false;
+        }
+        return true;
+    }
+
+  private:
+    // Often enough that Ctrl-C feels immediate, seldom enough to cost nothing.
+    static constexpr std::chrono::milliseconds kInterval{100};
+
+    std::int64_t total_;
+    pybind11::object progress_;
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+    bool error_ = false;
+};
+
+// Runs f without the GIL and then raises what Python raised meanwhile.
+template <class F>
+void run_monitored(PythonMonitor& monitor, F f) {
+    {
+        const pybind11::gil_scoped_release released;
+        f();
+    }
+    monitor.finish();
+}
+
+}  // namespace nfd_fast::bindings

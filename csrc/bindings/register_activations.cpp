@@ -1,0 +1,41 @@
+// The table of activations, and its functions on arrays.
+
+#include "bindings/arrays.hpp"
+#include "cpu/kernels.hpp"
+#include "nfd_fast/activations.hpp"
+
+namespace nfd_fast::bindings {
+namespace {
+
+template <class T>
+void apply(int activation, bool derivative, const Array<T>& x, Array<T>& out) {
+    require_shape("x", x, {x.size()});
+    require_shape("out", out, {x.size()});
+    if (activation < 0 || activation >= activation_count) {
+        throw py::value_error("no such activation");
+    }
+    const auto& vector = kernels().of<T>();
+    const T* in = x.data();
+    T* to = out.mutable_data();
+    const py::gil_scoped_release released;
+    (derivative ? vector.differentiate : vector.activate)(activation, in, x.size(), to);
+}
+
+}  // namespace
+
+void register_activations(py::module_& module) {
+    py::tuple names(activation_count);
+    py::tuple formulas(activation_count);
+    for (const ActivationInfo& row : activation_table) {
+        names[static_cast<std::size_t>(row.activation)] = py::str(std::string(row.name));
+        formulas[static_cast<std::size_t>(row.activation)] = py::str(std::string(row.formula));
+    }
+    module.attr("ACTIVATIONS") = names;
+    module.attr("ACTIVATION_FORMULAS") = formulas;
+    module.def("apply_activation", &apply<float>, py::arg("activation"), py::arg("derivative"),
+               py::arg("x").noconvert(), py::arg("out").noconvert());
+    module.def("apply_activation", &apply<double>, py::arg("activation"), py::arg("derivative"),
+               py::arg("x").noconvert(), py::arg("out").noconvert());
+}
+
+}  // namespace nfd_fast::bindings

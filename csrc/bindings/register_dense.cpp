@@ -1,0 +1,178 @@
+// The dense engine.
+
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "bindings/arrays.hpp"
+#include "bindings/python_monitor.hpp"
+#include "cpu/dense.hpp"
+
+namespace nfd_fast::bindings {
+namespace {
+
+// One training problem as Python fills it in: sizes and switches first, then arrays. It keeps the
+// arrays alive; the engine sees only pointers.
+template <class T>
+struct DenseTask {
+    DenseProblem<T> problem{};
+    Array<T> x;
+    std::optional<Array<double>> targets;
+    std::optional<Array<std::int64_t>> labels;
+    Array<std::int64_t> batches;
+    Array<std::uint64_t> seeds;
+    std::optional<Array<T>> input, hidden, readout, backward_hidden;
+};
+
+template <class T>
+DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_factor, bool skip,
+                       int activation, Loss loss, double learning_rate,
+                       std::tuple<bool, bool, bool> train, bool decoupled, std::int64_t fine,
+                       Array<T> x, std::optional<Array<double>> targets,
+                       std::optional<Array<std::int64_t>> labels, std::int64_t outputs,
+                       Array<std::int64_t> batches, Array<std::uint64_t> seeds,
+                       std::optional<Array<T>> input, std::optional<Array<T>> hidden,
+                       std::optional<Array<T>> readout,
+                       std::optional<Array<T>> backward_hidden, bool overwrite,
+                       bool keep_adjoints, bool keep_first_features) {
+    DenseTask<T> task;
+    const std::int64_t samples = x.shape(0), inputs = x.shape(1);
+    require_shape("x", x, {samples, inputs});
+    require_shape("batches", batches, {batches.shape(0), batches.shape(1)});
+    require_shape("seeds", seeds, {seeds.size()});
+    if (targets) require_shape("targets", *targets, {samples, outputs});
+    if (labels) require_shape("labels", *labels, {samples});
+    if (input) require_shape("input", *input, {width, inputs});
+    if (hidden) require_shape("hidden", *hidden, {depth, width, width});
+    if (readout) require_shape("readout", *readout, {outputs, width});
+    if (backward_hidden) require_shape("backward_hidden", *backward_hidden, {depth, width, width});
+    if (!(loss == Loss::mse ? targets.has_value() : labels.has_value())) {
+        throw py::value_error("the loss needs its targets or labels");
+    }
+    task.x = std::move(x);
+    task.targets = std::move(targets);
+    task.labels = std::move(labels);
+    task.batches = std::move(batches);
+    task.seeds = std::move(seeds);
+    task.input = std::move(input);
+    task.hidden = std::move(hidden);
+    task.readout = std::move(readout);
+    task.backward_hidden = std::move(backward_hidden);
+
+    DenseProblem<T>& p = task.problem;
+    p.stack = {width, depth, task.batches.shape(1), branch_factor, skip, activation};
+    p.inputs = inputs;
+    p.outputs = outputs;
+    p.loss = loss;
+    p.learning_rate = learning_rate;
+    std::tie(p.train_input, p.train_hidden, p.train_readout) = train;
+    p.decoupled = decoupled;
+    p.fine = fine;
+    p.x = task.x.data();
+    p.targets = task.targets ? task.targets->data() : nullptr;
+    p.labels = task.labels ? task.labels->data() : nullptr;
+    p.batches = task.batches.data();
+    p.updates = task.batches.shape(0);
+    p.seeds = task.seeds.data();
+    p.replicas = task.seeds.size();
+    p.overwrite = overwrite;
+    p.keep_adjoints = keep_adjoints;
+    p.keep_first_features = keep_first_features;
+    // Only written through when `overwrite` is set, and then NumPy says whether they may be.
+    const auto pointer = [overwrite](std::optional<Array<T>>& array) -> T* {
+        if (!array) return nullptr;
+        return overwrite ? array->mutable_data() : const_cast<T*>(array->data());
+    };
+    p.given = {pointer(task.input), pointer(task.hidden), pointer(task.readout),
+               pointer(task.backward_hidden)};
+    return task;
+}
+
+// Runs the task; `records` maps observables to the arrays they are written to, a leading replica
+// axis on each. Returns (update, layer, quantity) per replica; quantity 0 for one that went well.
+template <class T>
+Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_parallel,
+                             std::map<std::string, Array<double>> records, py::object progress) {
+    DenseProblem<T>& p = task.problem;
+    const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
+    const auto record = [&](const char* name, std::initializer_list<std::int64_t> shape) {
+        const auto found = records.find(name);
+        if (found == records.end()) return static_cast<double*>(nullptr);
+        require_shape(name, found->second, shape);
+        return found->second.mutable_data();
+    };
+    p.records.outputs = record("outputs", {p.replicas, rows, batch, p.outputs});
+    p.records.losses = record("losses", {p.replicas, rows});
+    p.records.features = record("features", {p.replicas, rows, layers, batch, p.stack.width});
+    p.records.adjoints =
+        record("adjoints", {p.replicas, p.updates, layers, batch, p.stack.width});
+    p.records.feature_kernels =
+        record("feature_kernels", {p.replicas, rows, layers, batch, batch});
+    p.records.activation_kernels =
+        record("activation_kernels", {p.replicas, rows, p.stack.depth, batch, batch});
+    p.records.adjoint_kernels =
+        record("adjoint_kernels", {p.replicas, p.updates, layers, batch, batch});
+    p.records.feature_movement = record("feature_movement", {p.replicas, layers});
+    if ((!p.keep_adjoints && (p.records.adjoints || p.records.adjoint_kernels)) ||
+        (!p.keep_first_features && p.records.feature_movement)) {
+        throw py::value_error("a record needs memory that the task was not told to keep");
+    }
+    p.threads = threads;
+    p.replicas_in_parallel = replicas_in_parallel;
+
+    Array<std::int64_t> divergences({p.replicas, std::int64_t{3}});
+    static_assert(sizeof(Divergence) == 3 * sizeof(std::int64_t), "rows of the array");
+    p.divergences = reinterpret_cast<Divergence*>(divergences.mutable_data());
+    std::fill_n(divergences.mutable_data(), divergences.size(), 0);
+
+    PythonMonitor monitor(p.replicas * rows, std::move(progress));
+    run_monitored(monitor, [&] { train_dense(p, monitor); });
+    return divergences;
+}
+
+template <class T>
+void register_typed(py::module_& module, const char* name) {
+    py::class_<DenseTask<T>>(module, name)
+        .def(py::init(&make_task<T>), py::kw_only(), py::arg("width"), py::arg("depth"),
+             py::arg("branch_factor"), py::arg("skip"), py::arg("activation"), py::arg("loss"),
+             py::arg("learning_rate"), py::arg("train"), py::arg("decoupled"), py::arg("fine"),
+             py::arg("x").noconvert(), py::arg("targets").noconvert(),
+             py::arg("labels").noconvert(), py::arg("outputs"), py::arg("batches").noconvert(),
+             py::arg("seeds").noconvert(), py::arg("input").noconvert(),
+             py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
+             py::arg("backward_hidden").noconvert(), py::arg("overwrite"),
+             py::arg("keep_adjoints"), py::arg("keep_first_features"))
+        .def("bytes",
+             [](const DenseTask<T>& task, int threads, bool replicas_in_parallel) {
+                 DenseProblem<T> p = task.problem;
+                 p.threads = threads;
+                 p.replicas_in_parallel = replicas_in_parallel;
+                 return dense_bytes(p);
+             },
+             py::arg("threads"), py::arg("replicas_in_parallel"),
+             "Bytes that run() allocates besides the records.")
+        .def("run", &run_task<T>, py::arg("threads"), py::arg("replicas_in_parallel"),
+             py::arg("records"), py::arg("progress"));
+}
+
+}  // namespace
+
+void register_dense(py::module_& module) {
+    py::list names;
+    py::native_enum<Loss> loss(module, "Loss", "enum.IntEnum");
+#define NFD_FAST_LOSS_NAME(name) \
+    names.append(#name);         \
+    loss.value(#name, Loss::name);
+    NFD_FAST_LOSSES(NFD_FAST_LOSS_NAME)
+#undef NFD_FAST_LOSS_NAME
+    loss.finalize();
+    module.attr("LOSSES") = py::tuple(names);
+    register_typed<float>(module, "DenseTask32");
+    register_typed<double>(module, "DenseTask64");
+}
+
+}  // namespace nfd_fast::bindings

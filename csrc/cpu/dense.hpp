@@ -1,0 +1,86 @@
+// The dense engine: SGD training of networks whose matrices are stored (DESIGN 1).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/layers.hpp"
+#include "cpu/monitor.hpp"
+#include "nfd_fast/losses.hpp"
+
+namespace nfd_fast {
+
+// Unscaled weights: input (n, d), hidden (L, n, n) [layer][out][in], readout (C, n).
+template <class T>
+struct WeightArrays {
+    T* input = nullptr;
+    T* hidden = nullptr;
+    T* readout = nullptr;
+    T* backward_hidden = nullptr;  // the decoupled network's W'
+};
+
+enum class Quantity : std::int64_t { none, features, adjoints, outputs };
+
+// Where a replica stopped being finite; `layer` is depth + 1 for the readout.
+struct Divergence {
+    std::int64_t update;
+    std::int64_t layer;
+    Quantity quantity;
+};
+
+// Where to write what is recorded: float64, a leading replica axis on each; null where not wanted.
+// Rows of a replica that were not reached keep what the caller put there.
+struct Records {
+    double* outputs = nullptr;             // (K+1, B, C)
+    double* losses = nullptr;              // (K+1,)
+    double* features = nullptr;            // (K+1, L+1, B, n)
+    double* adjoints = nullptr;            // (K, L+1, B, n)
+    double* feature_kernels = nullptr;     // (K+1, L+1, B, B)
+    double* activation_kernels = nullptr;  // (K+1, L, B, B) of phi(H_{l-1}), l = 1 ... L
+    double* adjoint_kernels = nullptr;     // (K, L+1, B, B)
+    double* feature_movement = nullptr;    // (L+1,)
+};
+
+template <class T>
+struct DenseProblem {
+    LayerStack stack;
+    std::int64_t inputs;
+    std::int64_t outputs;
+    Loss loss;
+    double learning_rate;
+    bool train_input, train_hidden, train_readout;
+    bool decoupled;
+    std::int64_t fine;  // fine noise layers per layer
+
+    const T* x;                   // (S, d)
+    const double* targets;        // (S, C), mse
+    const std::int64_t* labels;   // (S,), cross entropy
+    const std::int64_t* batches;  // (K, B) indices into S
+    std::int64_t updates;         // K
+
+    const std::uint64_t* seeds;  // (replicas,)
+    std::int64_t replicas;
+
+    // Weights to start from instead of the seed's: only with one replica. They are changed only if
+    // `overwrite`; otherwise those that move are copied first.
+    WeightArrays<T> given;
+    bool overwrite;
+
+    int threads;
+    bool replicas_in_parallel;  // one replica per thread at a time; else all threads on each
+
+    bool keep_adjoints;        // of all layers: needed to record them
+    bool keep_first_features;  // of row 0: needed for the movement
+    Records records;
+    Divergence* divergences;  // (replicas,)
+};
+
+// Bytes that train_dense allocates; a double, so that no problem is too large to be estimated.
+template <class T>
+double dense_bytes(const DenseProblem<T>& problem);
+
+// Trains all replicas. The same bits for any number of threads and either way to use them. Throws
+// std::bad_alloc before any work; afterwards only the monitor stops it early.
+template <class T>
+void train_dense(const DenseProblem<T>& problem, Monitor& monitor);
+
+}  // namespace nfd_fast

@@ -1,0 +1,67 @@
+// The table of vector kernels, compiled once per instruction set and chosen once at run time.
+//
+// Everything here works on plain runs of memory in the calling thread. Bits never depend on where
+// a run starts or how it is cut: every operation is a correctly rounded IEEE operation on one
+// element (contraction is off, fused operations are explicit), and reductions have a fixed shape.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "nfd_fast/philox.hpp"
+
+namespace nfd_fast {
+
+// `activation` arguments are the Activation enumerators as int: an enum of an ISA's own namespace
+// can't appear in a type that all of them share.
+template <class T>
+struct VectorKernels {
+    // Z of `count` consecutive neurons of one column; `first` is a multiple of 4.
+    void (*normal_neurons)(NoiseAddress, std::uint32_t column, std::int64_t first,
+                           std::int64_t count, T* out);
+    // Z of up to four neurons first ... first + rows - 1 (`first` a multiple of 4) for consecutive
+    // columns: out[row * stride + j].
+    void (*normal_columns)(NoiseAddress, std::int64_t first, int rows, std::int64_t first_column,
+                           std::int64_t count, T* out, std::int64_t stride);
+    // Normals of blocks of four given words.
+    void (*box_muller)(const std::uint32_t* words, std::int64_t blocks, T* out);
+
+    void (*activate)(int activation, const T* x, std::int64_t count, T* out);
+    void (*differentiate)(int activation, const T* x, std::int64_t count, T* out);
+    // out = skip + scale * phi'(features) * product; skip is null for a network without one.
+    void (*adjoint_step)(int activation, const T* skip, const T* features, const T* product,
+                         T scale, std::int64_t count, T* out);
+
+    void (*scale)(T factor, const T* x, std::int64_t count, T* out);  // out = factor x
+    void (*axpy)(T factor, const T* x, std::int64_t count, T* y);    // y += factor x
+    bool (*all_finite)(const T* x, std::int64_t count);
+    double (*dot)(const T* x, const T* y, std::int64_t count);
+    double (*squared_distance)(const T* x, const T* y, std::int64_t count);
+};
+
+struct KernelTable {
+    const char* name;
+    void (*words)(NoiseAddress, std::uint32_t column, std::int64_t first, std::int64_t count,
+                  std::uint32_t* out);
+    VectorKernels<float> float32;
+    VectorKernels<double> float64;
+
+    template <class T>
+    const VectorKernels<T>& of() const {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            return float32;
+        } else {
+            return float64;
+        }
+    }
+};
+
+// The table in use: the best this processor supports, or the one named by NFD_FAST_ISA. Throws
+// std::runtime_error if that variable names one that is unknown, not compiled in or unsupported.
+const KernelTable& kernels();
+
+// Names of the compiled tables, best last, and of those this processor can run.
+std::vector<const char*> compiled_instruction_sets();
+std::vector<const char*> supported_instruction_sets();
+
+}  // namespace nfd_fast

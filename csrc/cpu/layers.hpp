@@ -1,0 +1,87 @@
+// The hidden layers: forward pass, backward pass and update of one network (DESIGN 1).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "cpu/monitor.hpp"
+#include "cpu/team.hpp"
+
+namespace nfd_fast {
+
+// A stack of hidden layers on one batch. Arrays have the width last: features (L+1, B, n).
+struct LayerStack {
+    std::int64_t width;
+    std::int64_t depth;
+    std::int64_t batch;
+    double branch_factor;  // beta
+    bool skip;
+    int activation;
+
+    std::int64_t layer_size() const { return batch * width; }
+    std::int64_t matrix_size() const { return width * width; }
+
+    // Neurons per tile. It depends on the width alone (see Team::for_tiles) and balances threads
+    // on narrow layers against the efficiency of the products on wide ones.
+    std::int64_t tile() const { return width < 4096 ? 128 : 256; }
+};
+
+// The lowest layer at which a pass met a non-finite number; depth + 2 while there is none.
+class FirstBadLayer {
+  public:
+    explicit FirstBadLayer(std::int64_t none) : none_(none), layer_(none) {}
+    void report(std::int64_t layer) {
+        std::int64_t seen = layer_.load(std::memory_order_relaxed);
+        while (layer < seen && !layer_.compare_exchange_weak(seen, layer)) {
+        }
+    }
+    void reset() { layer_.store(none_); }
+    bool found() const { return layer_.load() != none_; }
+    std::int64_t layer() const { return layer_.load(); }
+
+  private:
+    std::int64_t none_;
+    std::atomic<std::int64_t> layer_;
+};
+
+// Fills features 1 ... L from features 0. `activations` is scratch of 2 B n. One barrier a layer.
+// All members of the team call it; the results are complete when it returns on every one.
+template <class T>
+void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* activations,
+                    FirstBadLayer& bad, Monitor& monitor, Team team);
+
+// Where adjoints live: all L+1 layers, or two slots used in turn when nobody reads them later.
+template <class T>
+struct AdjointStore {
+    T* data;
+    bool all_layers;
+    T* layer(const LayerStack& stack, std::int64_t l) const {
+        return data + (all_layers ? l : l % 2) * stack.layer_size();
+    }
+};
+
+// One SGD step of the hidden weights: W_l -= step/sqrt(n) sum_b w_b G_l[b] phi(H_{l-1}[b])^T, with
+// step = eta beta m and w_b the sample weights.
+template <class T>
+struct HiddenUpdate {
+    T* hidden = nullptr;           // null: nothing moves
+    T* backward_hidden = nullptr;  // moves by the same amount when present
+    const double* sample_weights = nullptr;
+    double step = 0;
+};
+
+// Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
+// weights where they are reused), then moves the weights of each layer as soon as they have been
+// used. `scratch` holds 2 B tile() per team member. One barrier a layer: a member reads and
+// writes only its own columns of a matrix, so that no other can see it half updated.
+template <class T>
+void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
+                     AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,
+                     FirstBadLayer& bad, Monitor& monitor, Team team);
+
+// The update alone, from adjoints of all layers. `scratch` as above.
+template <class T>
+void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
+                   const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team);
+
+}  // namespace nfd_fast

@@ -1,0 +1,38 @@
+"""Finite residual networks and their infinite-depth limits, simulated by compiled kernels.
+
+The names below are the public interface; :mod:`nfd_fast.kernels` has the compiled kernels on plain
+arrays and :mod:`nfd_fast.reference` the same mathematics in readable NumPy.
+"""
+
+from __future__ import annotations
+
+from nfd_fast import blas as _blas  # loads the library that the compiled module needs
+
+_blas.load()
+
+from nfd_fast import data, kernels, reference  # noqa: E402
+from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
+from nfd_fast._core import VERSION as __version__  # noqa: E402
+from nfd_fast.build import build_info  # noqa: E402
+from nfd_fast.exceptions import DivergenceError  # noqa: E402
+from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
+from nfd_fast.results import MinEigenvalues, Run  # noqa: E402
+from nfd_fast.train import initial_weights, train  # noqa: E402
+
+__all__ = [
+    "ACTIVATIONS",
+    "SGD",
+    "STREAMS",
+    "DivergenceError",
+    "MinEigenvalues",
+    "ResNet",
+    "Run",
+    "Weights",
+    "__version__",
+    "build_info",
+    "data",
+    "initial_weights",
+    "kernels",
+    "reference",
+    "train",
+]

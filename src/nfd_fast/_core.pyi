@@ -1,0 +1,132 @@
+"""Types of the compiled module (csrc/bindings)."""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Real = TypeVar("_Real", np.float32, np.float64)
+_Progress = Callable[[int, int], None] | None
+
+ACTIVATIONS: tuple[str, ...]
+ACTIVATION_FORMULAS: tuple[str, ...]
+LOSSES: tuple[str, ...]
+STREAMS: tuple[str, ...]
+COMPILER: str
+VERSION: str
+OPENMP: int
+
+class Stream(enum.IntEnum):
+    input = 0
+    readout = 1
+    hidden = 2
+    backward_hidden = 3
+    forward_noise = 4
+    backward_noise = 5
+    data = 6
+    spare = 7
+
+class Loss(enum.IntEnum):
+    mse = 0
+    cross_entropy = 1
+
+def instruction_set() -> str: ...
+def compiled_instruction_sets() -> tuple[str, ...]: ...
+def supported_instruction_sets() -> tuple[str, ...]: ...
+def blas() -> str: ...
+def default_threads() -> int: ...
+def most_threads() -> int: ...
+def philox(
+    counters: NDArray[np.uint32], key0: int, key1: int, out: NDArray[np.uint32]
+) -> None: ...
+def words(
+    seed: int,
+    stream: Stream,
+    layer: int,
+    columns: NDArray[np.uint32],
+    out: NDArray[np.uint32],
+    threads: int,
+) -> None: ...
+def normal(
+    seed: int,
+    stream: Stream,
+    layer: int,
+    columns: NDArray[np.uint32],
+    out: NDArray[_Real],
+    threads: int,
+) -> None: ...
+def box_muller(words: NDArray[np.uint32], out: NDArray[_Real]) -> None: ...
+def initial_matrices(
+    seed: int, stream: Stream, fine: int, out: NDArray[_Real], threads: int
+) -> None: ...
+def apply_activation(
+    activation: int, derivative: bool, x: NDArray[_Real], out: NDArray[_Real]
+) -> None: ...
+def residual_forward(
+    hidden: NDArray[_Real],
+    features: NDArray[_Real],
+    branch_factor: float,
+    skip: bool,
+    activation: int,
+    threads: int,
+) -> None: ...
+def residual_backward(
+    hidden: NDArray[_Real],
+    features: NDArray[_Real],
+    adjoints: NDArray[_Real],
+    branch_factor: float,
+    skip: bool,
+    activation: int,
+    threads: int,
+) -> None: ...
+def sgd_update(
+    hidden: NDArray[_Real],
+    features: NDArray[_Real],
+    adjoints: NDArray[_Real],
+    sample_weights: NDArray[np.float64],
+    step: float,
+    activation: int,
+    threads: int,
+) -> None: ...
+
+class _DenseTask:
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        branch_factor: float,
+        skip: bool,
+        activation: int,
+        loss: Loss,
+        learning_rate: float,
+        train: tuple[bool, ...],
+        decoupled: bool,
+        fine: int,
+        x: NDArray[np.floating],
+        targets: NDArray[np.float64] | None,
+        labels: NDArray[np.int64] | None,
+        outputs: int,
+        batches: NDArray[np.int64],
+        seeds: NDArray[np.uint64],
+        input: NDArray[np.floating] | None,
+        hidden: NDArray[np.floating] | None,
+        readout: NDArray[np.floating] | None,
+        backward_hidden: NDArray[np.floating] | None,
+        overwrite: bool,
+        keep_adjoints: bool,
+        keep_first_features: bool,
+    ) -> None: ...
+    def bytes(self, threads: int, replicas_in_parallel: bool) -> float: ...
+    def run(
+        self,
+        threads: int,
+        replicas_in_parallel: bool,
+        records: Mapping[str, NDArray[np.float64]],
+        progress: _Progress,
+    ) -> NDArray[np.int64]: ...
+
+class DenseTask32(_DenseTask): ...
+class DenseTask64(_DenseTask): ...

@@ -1,0 +1,39 @@
+"""What was built and what runs here."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+
+from nfd_fast import _core
+from nfd_fast.memory import available_bytes
+
+
+def build_info() -> dict[str, object]:
+    """Return the versions, instruction sets and libraries in use.
+
+    The instruction set is chosen at import: the widest that the processor supports, or the one
+    that the environment variable ``NFD_FAST_ISA`` names.
+
+    Returns
+    -------
+    dict
+        ``version``, ``python``, ``numpy``, ``platform``, ``compiler``, ``instruction_set`` (in
+        use), ``instruction_sets_supported`` and ``instruction_sets_compiled``, ``blas``,
+        ``threads`` (default), ``memory_available_gib`` (None if the system doesn't tell).
+    """
+    memory = available_bytes()
+    return {
+        "version": _core.VERSION,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "compiler": _core.COMPILER,
+        "instruction_set": _core.instruction_set(),
+        "instruction_sets_supported": _core.supported_instruction_sets(),
+        "instruction_sets_compiled": _core.compiled_instruction_sets(),
+        "blas": _core.blas(),
+        "threads": _core.default_threads(),
+        "memory_available_gib": None if memory is None else round(memory / 2**30, 1),
+    }

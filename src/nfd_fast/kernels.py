@@ -1,0 +1,480 @@
+"""The compiled kernels on plain arrays.
+
+Each has its specification of the same name in :mod:`nfd_fast.reference`. Arrays are C-contiguous
+float32 or float64 with the width last; ``out`` is filled and returned when given. ``threads``
+changes the speed, never the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nfd_fast import _core, arguments
+from nfd_fast.threads import thread_count
+
+__all__ = [
+    "activation",
+    "activation_derivative",
+    "box_muller",
+    "normal",
+    "philox",
+    "residual_backward",
+    "residual_forward",
+    "sgd_update",
+    "words",
+]
+
+
+def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
+    """Return raw Philox4x32-10 blocks.
+
+    Parameters
+    ----------
+    counters : (m, 4) array of uint32
+        Counter words c0 … c3 of each block.
+    key : (2,) array of uint32
+        Key words.
+
+    Returns
+    -------
+    (m, 4) array of uint32
+
+    Raises
+    ------
+    ValueError
+        For words that are not in 0 … 2³²−1, or other shapes.
+
+    Notes
+    -----
+    Salmon et al., SC'11; DESIGN §4.
+    """
+    blocks = _words("counters", counters, ("blocks", 4))
+    key0, key1 = (int(word) for word in _words("key", key, (2,)))
+    out = np.empty_like(blocks)
+    _core.philox(blocks, key0, key1, out)
+    return out
+
+
+def words(
+    seed: int,
+    stream: str,
+    size: int,
+    *,
+    layer: int = 1,
+    columns: Iterable[int] = (0,),
+    out: NDArray[np.uint32] | None = None,
+    threads: int | None = None,
+) -> NDArray[np.uint32]:
+    """Return the random words of neurons 0 … size−1.
+
+    Parameters
+    ----------
+    seed : int
+        0 … 2⁶⁴−1.
+    stream : str
+        One of ``nfd_fast.STREAMS``.
+    size : int
+        Number of neurons, at most 2³².
+    layer : int
+        Fine layer 1 … 2²⁴; 1 for input, readout and data.
+    columns : iterable of int
+        Column indices 0 … 2³²−1.
+    out : (len(columns), size) array of uint32, optional
+    threads : int, optional
+
+    Returns
+    -------
+    (len(columns), size) array of uint32
+        Word i mod 4 of the block with counter (⌊i/4⌋, tag·2²⁴ + layer − 1, column, 0).
+
+    Raises
+    ------
+    ValueError
+        For anything out of range.
+
+    Notes
+    -----
+    DESIGN §4.
+    """
+    address = _address(seed, stream, layer)
+    array, shape = _columns(columns, size)
+    result = _output("out", out, shape, np.dtype(np.uint32))
+    _core.words(*address, array, result, thread_count(threads))
+    return result
+
+
+def normal(
+    seed: int,
+    stream: str,
+    size: int,
+    *,
+    layer: int = 1,
+    columns: Iterable[int] = (0,),
+    dtype: DTypeLike = "float32",
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return standard normal numbers made from :func:`words` of the same arguments.
+
+    Parameters
+    ----------
+    seed, stream, size, layer, columns, threads
+        As in :func:`words`.
+    dtype : {"float32", "float64"}
+        The float32 number is the float64 one to 5 units in the last place.
+    out : (len(columns), size) array of ``dtype``, optional
+
+    Returns
+    -------
+    (len(columns), size) array
+
+    Raises
+    ------
+    ValueError
+        For anything out of range.
+
+    Notes
+    -----
+    Box–Muller on words (0, 1) and (2, 3) of a block with u = (word + ½)·2⁻³², cosine first;
+    |Z| ≤ 6.77. DESIGN §4.
+    """
+    address = _address(seed, stream, layer)
+    array, shape = _columns(columns, size)
+    result = _output("out", out, shape, np.dtype(arguments.dtype_name(dtype)))
+    _core.normal(*address, array, result, thread_count(threads))
+    return result
+
+
+def box_muller(words: ArrayLike, dtype: DTypeLike = "float32") -> NDArray[Any]:
+    """Return the four normals of each given block of four words.
+
+    Parameters
+    ----------
+    words : (m, 4) array of uint32
+    dtype : {"float32", "float64"}
+
+    Returns
+    -------
+    (m, 4) array
+
+    Raises
+    ------
+    ValueError
+        For words that are not in 0 … 2³²−1, or other shapes.
+
+    Notes
+    -----
+    The transform inside :func:`normal`. DESIGN §4.
+    """
+    blocks = _words("words", words, ("blocks", 4))
+    out = np.empty(blocks.shape, dtype=arguments.dtype_name(dtype))
+    _core.box_muller(blocks, out)
+    return out
+
+
+def activation(name: str, x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return φ(x) element by element, in the dtype of ``x``.
+
+    Parameters
+    ----------
+    name : str
+        One of ``nfd_fast.ACTIVATIONS``.
+    x : array of float32 or float64, any shape
+    out : array like ``x``, optional
+        May be ``x`` itself.
+
+    Returns
+    -------
+    array like ``x``
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or another dtype.
+    """
+    return _apply(name, x, out, derivative=False)
+
+
+def activation_derivative(
+    name: str, x: ArrayLike, *, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Return φ'(x) element by element; arguments as in :func:`activation`.
+
+    The derivatives of relu and abs at 0 are 0.
+    """
+    return _apply(name, x, out, derivative=True)
+
+
+def residual_forward(
+    features_0: ArrayLike,
+    hidden: NDArray[Any],
+    *,
+    branch_factor: float,
+    activation: str = "tanh",
+    skip: bool = True,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the features of all layers, H_l = H_{l-1} + (β/√n) W_l φ(H_{l-1}).
+
+    Parameters
+    ----------
+    features_0 : (B, n) array
+        H_0.
+    hidden : (L, n, n) array
+        Unscaled W, indexed [layer, out, in]; its dtype is the dtype of the computation.
+    branch_factor : float
+        β.
+    activation : str
+        One of ``nfd_fast.ACTIVATIONS``.
+    skip : bool
+        False drops the H_{l-1} term (``mlp``).
+    out : (L+1, B, n) array, optional
+    threads : int, optional
+
+    Returns
+    -------
+    (L+1, B, n) array
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
+
+    Notes
+    -----
+    DESIGN §1. Non-finite numbers propagate as in NumPy.
+    """
+    matrices = _hidden(hidden)
+    depth, width = matrices.shape[:2]
+    first = _state("features_0", features_0, ("batch", width), matrices.dtype)
+    result = _output("out", out, (depth + 1, *first.shape), matrices.dtype, avoid=(matrices,))
+    result[0] = first
+    _core.residual_forward(
+        matrices,
+        result,
+        float(branch_factor),
+        bool(skip),
+        _activation_index(activation),
+        thread_count(threads),
+    )
+    return result
+
+
+def residual_backward(
+    adjoints_last: ArrayLike,
+    features: NDArray[Any],
+    hidden: NDArray[Any],
+    *,
+    branch_factor: float,
+    activation: str = "tanh",
+    skip: bool = True,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the adjoints of all layers, G_{l-1} = G_l + (β/√n) φ'(H_{l-1}) ∘ (W_lᵀ G_l).
+
+    Parameters
+    ----------
+    adjoints_last : (B, n) array
+        G_L.
+    features : (L+1, B, n) array
+        What :func:`residual_forward` returned.
+    hidden : (L, n, n) array
+        Unscaled W, or the independent W' of the decoupled network.
+    branch_factor, activation, skip, threads
+        As in :func:`residual_forward`.
+    out : (L+1, B, n) array, optional
+
+    Returns
+    -------
+    (L+1, B, n) array
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
+
+    Notes
+    -----
+    DESIGN §1.
+    """
+    matrices = _hidden(hidden)
+    depth, width = matrices.shape[:2]
+    last = _state("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
+    layers = _state("features", features, (depth + 1, *last.shape), matrices.dtype)
+    result = _output("out", out, layers.shape, matrices.dtype, avoid=(matrices, layers))
+    result[depth] = last
+    _core.residual_backward(
+        matrices,
+        layers,
+        result,
+        float(branch_factor),
+        bool(skip),
+        _activation_index(activation),
+        thread_count(threads),
+    )
+    return result
+
+
+def sgd_update(
+    hidden: NDArray[Any],
+    features: NDArray[Any],
+    adjoints: NDArray[Any],
+    sample_weights: ArrayLike,
+    *,
+    step: float,
+    activation: str = "tanh",
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Move the hidden weights in place: W_l −= (step/√n) Σ_b w_b G_l[b] φ(H_{l-1}[b])ᵀ.
+
+    Parameters
+    ----------
+    hidden : (L, n, n) array
+        Unscaled W; changed.
+    features, adjoints : (L+1, B, n) arrays
+    sample_weights : (B,) array
+        w_b: χ_b for one output, 1 otherwise.
+    step : float
+        η β m, with learning rate η, branch factor β and m = 1/B.
+    activation, threads
+        As in :func:`residual_forward`.
+
+    Returns
+    -------
+    (L, n, n) array
+        ``hidden`` itself.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit, or ``hidden`` that can't be written.
+
+    Notes
+    -----
+    DESIGN §1.
+    """
+    matrices = _hidden(hidden)
+    if matrices is not hidden:
+        raise ValueError("hidden must be a C-contiguous NumPy array to be updated in place")
+    depth, width = matrices.shape[:2]
+    layers = _state("features", features, (depth + 1, "batch", width), matrices.dtype)
+    above = _state("adjoints", adjoints, layers.shape, matrices.dtype)
+    weights = arguments.finite_array("sample_weights", sample_weights, (layers.shape[1],), float)
+    _output("hidden", matrices, matrices.shape, matrices.dtype, avoid=(layers, above))
+    _core.sgd_update(
+        matrices,
+        layers,
+        above,
+        weights,
+        float(step),
+        _activation_index(activation),
+        thread_count(threads),
+    )
+    return hidden
+
+
+def _activation_index(name: str) -> int:
+    return _core.ACTIVATIONS.index(arguments.option("activation", name, _core.ACTIVATIONS))
+
+
+def _apply(name: str, x: ArrayLike, out: NDArray[Any] | None, *, derivative: bool) -> NDArray[Any]:
+    index = _activation_index(name)
+    array = np.asarray(x)
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"x must be float32 or float64, got dtype {array.dtype}")
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    result = _output("out", out, array.shape, array.dtype)
+    if (
+        out is not None
+        and np.may_share_memory(result, array)
+        and (result.ctypes.data != array.ctypes.data)
+    ):
+        raise ValueError("out must be x itself or not overlap it")
+    _core.apply_activation(index, derivative, array.reshape(-1), result.reshape(-1))
+    return result
+
+
+def _address(seed: int, stream: str, layer: int) -> tuple[int, _core.Stream, int]:
+    arguments.option("stream", stream, _core.STREAMS)
+    return (
+        arguments.seed("seed", seed),
+        _core.Stream[stream],
+        arguments.integer("layer", layer, high=arguments.MAX_NOISE_DEPTH),
+    )
+
+
+def _columns(columns: Iterable[int], size: int) -> tuple[NDArray[np.uint32], tuple[int, int]]:
+    count = arguments.integer("size", size, low=0, high=arguments.MAX_INDEX)
+    if not isinstance(columns, np.ndarray):
+        columns = np.array(list(columns), dtype=None)
+    array = _words("columns", columns, ("count",))
+    return array, (len(array), count)
+
+
+def _words(name: str, value: ArrayLike, shape: tuple[str | int, ...]) -> NDArray[np.uint32]:
+    array = np.asarray(value)
+    if array.size == 0 and array.dtype.kind == "f":  # an empty list has no type of its own
+        array = array.astype(np.uint32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got dtype {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= 2**32):
+        bad = array[(array < 0) | (array >= 2**32)].flat[0]
+        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got {bad}")
+    expected = tuple(shape)
+    if array.ndim != len(expected) or any(
+        isinstance(want, int) and got != want
+        for want, got in zip(expected, array.shape, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+    return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+def _hidden(hidden: NDArray[Any]) -> NDArray[Any]:
+    array = np.asarray(hidden)
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"hidden must be float32 or float64, got dtype {array.dtype}")
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
+        raise ValueError(f"hidden must have shape (depth, width, width), got {array.shape}")
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _state(
+    name: str, value: ArrayLike, shape: tuple[str | int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype != dtype:
+        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
+    if array.ndim != len(shape) or any(
+        isinstance(want, int) and got != want for want, got in zip(shape, array.shape, strict=True)
+    ):
+        expected = "(" + ", ".join(str(s) for s in shape) + ")"
+        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _output(
+    name: str,
+    out: NDArray[Any] | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    avoid: tuple[NDArray[Any], ...] = (),
+) -> NDArray[Any]:
+    """Return ``out`` after checking that it can take the result, or a new array."""
+    if out is None:
+        return np.empty(shape, dtype=dtype)
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
+        raise ValueError(
+            f"{name} must be a NumPy array of shape {shape} and dtype {dtype}, "
+            f"got {arguments.describe(out)}"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+        raise ValueError(f"{name} must be C-contiguous, aligned and writeable")
+    if any(np.may_share_memory(out, other) for other in avoid):
+        raise ValueError(f"{name} must not overlap an input")
+    return out

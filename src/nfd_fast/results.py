@@ -1,0 +1,73 @@
+"""What a run returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfd_fast.model import SGD, ResNet
+
+Array = NDArray[np.float64]
+
+
+class MinEigenvalues(NamedTuple):
+    """Smallest eigenvalues of the feature and adjoint Gram matrices of the current batch.
+
+    ``features`` (K+1, L) belongs to φ(H_{l-1})ᵀφ(H_{l-1})/n and ``adjoints`` (K, L) to G_lᵀG_l/n,
+    l = 1 … L (DESIGN §5); an ensemble adds a leading replica axis to each.
+    """
+
+    features: Array
+    adjoints: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Result of :func:`nfd_fast.train`; every array is float64.
+
+    With an ensemble of seeds every array gains a leading replica axis R.
+
+    Attributes
+    ----------
+    outputs : (K+1, B, C)
+        Network outputs f of each recorded forward pass: row k < K is batch k after k updates,
+        row K is batch 0 again.
+    losses : (K+1,)
+        Mean loss of the same batches.
+    observables : mapping of str to array
+        Whatever ``record`` named, ``"outputs"`` and ``"losses"`` included.
+    engine : str
+        The engine that ran.
+    net, sgd : ResNet, SGD
+        What was trained and how.
+    seeds : tuple of int
+        One seed per replica.
+    ensemble : bool
+        Whether the arrays have a leading replica axis.
+    backward : str
+        ``"reused"`` or ``"decoupled"``.
+    dtype : str
+        Floating-point type of the network's state.
+    """
+
+    outputs: Array
+    losses: Array
+    observables: Mapping[str, Array | MinEigenvalues]
+    engine: str
+    net: ResNet
+    sgd: SGD
+    seeds: tuple[int, ...]
+    ensemble: bool
+    backward: str
+    dtype: str
+
+    def __repr__(self) -> str:
+        replicas = f"{len(self.seeds)} replicas, " if self.ensemble else ""
+        return (
+            f"Run({self.net}, {replicas}{self.losses.shape[-1] - 1} updates, "
+            f"backward={self.backward!r}, engine={self.engine!r}, dtype={self.dtype!r})"
+        )

@@ -1,0 +1,212 @@
+"""The figure of a study: loss curves of all cells, and the gap against depth."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from nfd_fast.extras import MissingExtraError
+from nfd_fast.statistics import mean_intervals
+from nfd_fast.study import atomic
+from nfd_fast.study.grid import TITLES
+from nfd_fast.study.report import CONFIDENCE, Row
+from nfd_fast.study.runner import StudyResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+_STYLES: dict[str, Literal["-", "--"]] = {"reused": "-", "decoupled": "--"}
+
+
+def require() -> None:
+    """Raise MissingExtraError unless figures can be drawn; called before any work."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("the figure", "matplotlib", "study") from None
+
+
+def figure(result: StudyResult, table: Sequence[Row]) -> Figure:
+    """Draw loss curves above and the relative gap against depth below, a column per scaling.
+
+    One colour per depth, reused weights solid, decoupled dashed, as Figure 2 of arXiv:2512.21075;
+    bands and bars are confidence intervals over replicas.
+    """
+    from matplotlib.figure import Figure
+
+    config = result.config
+    columns = len(config.parameterizations)
+    drawing = Figure(figsize=(1.0 + 3.5 * columns, 7.2), layout="constrained")
+    axes = drawing.subplots(2, columns, squeeze=False, height_ratios=[1.75, 1])
+    colours = _depth_colours(len(config.depths))
+    for panel, below, name in zip(*axes, config.parameterizations, strict=True):
+        for depth, colour in zip(config.depths, colours, strict=True):
+            _draw_curves(panel, result, name, depth, colour)
+        panel.set_title(TITLES[name])
+        panel.set_yscale("log")
+        panel.set_xlim(0, config.updates)
+        panel.set_xlabel("SGD updates")
+        _draw_gaps(below, config.depths, colours, [r for r in table if r.parameterization == name])
+    _share_loss_axis(axes[0])
+    axes[0, 0].set_ylabel(f"training loss ({config.loss.replace('_', '-')})")
+    axes[1, 0].set_ylabel(f"relative gap in training loss,\nlast {config.window} updates")
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(True, which="major", color="0.9", linewidth=0.6)
+        panel.set_axisbelow(True)
+    _add_legend(drawing, config.depths, colours)
+    drawing.supxlabel(_caption(result), fontsize=8.5, color="0.3")
+    return drawing
+
+
+def _depth_colours(count: int) -> list[Any]:
+    """Light to dark with depth; viridis without the yellow end, which fades on white."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](value) for value in np.linspace(0.82, 0.05, count)]
+
+
+def running_mean(losses: Array, window: int) -> Array:
+    """Means (R, K − window + 1) over ``window`` consecutive columns of (R, K)."""
+    means: Array = sliding_window_view(losses, window, axis=1).mean(axis=-1)
+    return means
+
+
+def _draw_curves(
+    panel: Axes, result: StudyResult, parameterization: str, depth: int, colour: Any
+) -> None:
+    window = result.config.smooth
+    for backward, losses in zip(_STYLES, result.pair(parameterization, depth), strict=True):
+        if len(losses) == 0:
+            continue  # all pairs diverged: the table says so
+        smooth = running_mean(losses, window)
+        updates = np.arange(smooth.shape[1]) + (window - 1) / 2  # middle of each window
+        mean, low, high = mean_intervals(smooth, CONFIDENCE)
+        panel.plot(updates, mean, _STYLES[backward], color=colour, linewidth=1.2)
+        if len(losses) > 1:
+            # A lower bound at or below zero has no place on a logarithmic axis.
+            floor = np.maximum(low, mean / 100)
+            panel.fill_between(updates, floor, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _share_loss_axis(panels: Sequence[Axes]) -> None:
+    """Give the loss panels the range of all mean curves, with plain numbers on its ticks.
+
+    The curves and not their bands, which on a logarithmic axis may reach far down.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    curves = [np.asarray(line.get_ydata()) for panel in panels for line in panel.get_lines()]
+    if not curves:
+        return
+    low = 0.85 * min(float(curve.min()) for curve in curves)
+    high = 1.15 * max(float(curve.max()) for curve in curves)
+    for column, panel in enumerate(panels):
+        panel.set_ylim(low, high)
+        decades = math.log10(high / low)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 4 else (1,)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.tick_params(labelleft=column == 0)
+
+
+def _draw_gaps(
+    panel: Axes, depths: Sequence[int], colours: Sequence[Any], rows: Sequence[Row]
+) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
+
+    panel.set_xscale("log", base=2)
+    panel.axhline(0, color="0.25", linewidth=1.0)
+    known = [
+        (row.depth, row.gap, colour)
+        for row, colour in zip(rows, colours, strict=True)
+        if row.gap is not None
+    ]
+    panel.plot(
+        [depth for depth, _, _ in known],
+        [gap.estimate for _, gap, _ in known],
+        color="0.6",
+        linewidth=1.0,
+    )
+    for depth, gap, colour in known:
+        arms = np.array([[gap.estimate - gap.low], [gap.high - gap.estimate]])
+        panel.errorbar(
+            [depth],
+            [gap.estimate],
+            yerr=np.where(np.isfinite(arms), arms, 0.0),  # an unbounded interval has no bar
+            color=colour,
+            marker="o",
+            markersize=6,
+            elinewidth=1.8,
+            capsize=4,
+        )
+    panel.set_xlim(depths[0] / 2**0.4, depths[-1] * 2**0.4)
+    panel.xaxis.set_major_locator(FixedLocator(list(depths)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda gap, _: f"{round(100 * gap, 6):g}%"))
+    panel.margins(y=0.15)
+    panel.set_xlabel("depth L")
+
+
+def _add_legend(drawing: Figure, depths: Sequence[int], colours: Sequence[Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    words = {"reused": "reused weights", "decoupled": "decoupled weights"}
+    handles = [
+        Line2D([], [], color="0.2", linestyle=style, linewidth=1.5, label=words[backward])
+        for backward, style in _STYLES.items()
+    ]
+    handles += [
+        Line2D([], [], color=colour, linewidth=2.5, label=f"L = {depth}")
+        for depth, colour in zip(depths, colours, strict=True)
+    ]
+    drawing.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        handlelength=2.6,
+    )
+
+
+def _caption(result: StudyResult) -> str:
+    config = result.config
+    return (
+        f"{result.dataset.title}: width {config.width}, {config.activation}, "
+        f"learning rate {config.learning_rate:g}, batch {config.batch}, "
+        f"{config.replicas} replicas, horizon {config.horizon:g}.\n"
+        f"Curves: running mean over {config.smooth} updates. Gap: decoupled / reused − 1. "
+        f"Bands and bars: {CONFIDENCE:.0%} confidence intervals over replicas."
+    )
+
+
+def write(result: StudyResult, table: Sequence[Row]) -> list[Path]:
+    """Write ``loss_curves.png`` and ``.svg`` to the output folder; return their paths.
+
+    The same result gives the same bytes: no dates, no random identifiers.
+    """
+    import matplotlib
+
+    paths = []
+    with matplotlib.rc_context(rc={**matplotlib.rcParamsDefault, "svg.hashsalt": "nfd_fast"}):
+        drawing = figure(result, table)
+        png, svg = io.BytesIO(), io.BytesIO()
+        # Each format picks its own canvas: no pyplot, no display, no global state.
+        drawing.savefig(png, format="png", dpi=160, metadata={"Software": None})
+        drawing.savefig(svg, format="svg", metadata={"Date": None})
+    for end, content in (("png", png), ("svg", svg)):
+        path = result.config.output / f"loss_curves.{end}"
+        atomic.write(path, content.getvalue())
+        paths.append(path)
+    return paths

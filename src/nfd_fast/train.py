@@ -1,0 +1,361 @@
+"""The front door: checks what is asked, chooses the engine, returns the result."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nfd_fast import _core, arguments, dense, memory, observables
+from nfd_fast import progress as progress_line
+from nfd_fast.exceptions import DivergenceError
+from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
+from nfd_fast.problem import Problem
+from nfd_fast.results import Run
+from nfd_fast.threads import thread_count
+
+ENGINES = ("auto", "dense")
+DEVICES = ("cpu",)
+_QUANTITIES = ("none", "features", "adjoints", "outputs")
+
+
+def train(
+    net: ResNet,
+    sgd: SGD,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    batches: ArrayLike,
+    seed: int | Iterable[int] = 0,
+    backward: str = "reused",
+    engine: str = "auto",
+    noise_depth: int | None = None,
+    dtype: DTypeLike = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    weights: Weights | None = None,
+    overwrite_weights: bool = False,
+    record: Sequence[str] = ("outputs",),
+    progress: bool | progress_line.Callback = False,
+) -> Run:
+    """Train a network, or an ensemble of them, by SGD.
+
+    Parameters
+    ----------
+    net, sgd : ResNet, SGD
+        What to train and how.
+    x : (S, d) array
+        Inputs of all samples; converted to ``dtype``.
+    y : (S,) or (S, C) array
+        Real targets for ``"mse"``, integer labels 0 … C−1 of shape (S,) for ``"cross_entropy"``.
+    batches : (K, B) array of int
+        Indices into the samples: row k is the batch of update k. K, B ≥ 1.
+    seed : int or iterable of int
+        Seed in 0 … 2⁶⁴−1 of the initial weights. Several distinct seeds train an ensemble whose
+        replica r is bit for bit the single run with ``seed[r]``.
+    backward : str
+        ``"reused"``: adjoints flow through Wᵀ; ``"decoupled"``: through an independent W'ᵀ that
+        receives the same updates.
+    engine : str
+        ``"dense"`` stores the weights; ``"auto"`` chooses. The choice is in the result.
+    noise_depth : int, optional
+        A multiple r·depth: each layer's initial weights are the normalised sum of r fine layers,
+        so that networks of different depth share one Brownian path. Default: ``depth``.
+    dtype : {"float32", "float64"}
+        Type of weights, features and adjoints. Everything returned is float64.
+    device : {"cpu"}
+        Where to run.
+    threads : int, optional
+        Results don't depend on it. Default: the processors of this process (or OMP_NUM_THREADS).
+    weights : Weights, optional
+        Start from these instead of the seed's, bit for bit; their dtype must be ``dtype``.
+    overwrite_weights : bool
+        Train ``weights`` in place instead of leaving them as they are; saves a copy.
+    record : sequence of str
+        Observables besides outputs and losses: ``"features"`` (K+1, L+1, B, n), ``"adjoints"``
+        (K, L+1, B, n), ``"feature_kernels"`` H_lᵀH_l/n (K+1, L+1, B, B), ``"adjoint_kernels"``
+        G_lᵀG_l/n (K, L+1, B, B), ``"feature_movement"`` (L+1,), the mean of (H_l at row K − H_l at
+        row 0)² over neurons and batch 0, ``"min_eigenvalues"`` (see :class:`MinEigenvalues`).
+    progress : bool or callable
+        True shows a line on stderr; a function is called as ``progress(done, total)`` now and then
+        with the number of passes, from the calling thread.
+
+    Returns
+    -------
+    Run
+        Outputs, losses and observables; with several seeds a leading replica axis on each.
+
+    Raises
+    ------
+    ValueError
+        For anything that doesn't fit together, before any work starts.
+    MemoryError
+        If the estimate exceeds the available memory, before allocating.
+    DivergenceError
+        If a number stopped being finite, after all replicas have ended; ``.run`` has what was
+        recorded.
+
+    Notes
+    -----
+    DESIGN §1 (depth-μP network, adjoints, SGD), §4 (noise).
+
+    Examples
+    --------
+    >>> import numpy as np, nfd_fast as nfd
+    >>> net = nfd.ResNet(width=64, depth=8, inputs=3)
+    >>> x, y = np.eye(3), np.array([1.0, 0.0, -1.0])
+    >>> run = nfd.train(net, nfd.SGD(0.5), x, y, batches=[[0, 1, 2]] * 20, seed=range(4))
+    >>> run.losses.shape
+    (4, 21)
+    """
+    _instance("net", net, ResNet)
+    _instance("sgd", sgd, SGD)
+    arguments.option("backward", backward, BACKWARDS)
+    arguments.option("engine", engine, ENGINES)
+    arguments.option("device", device, DEVICES)
+    name = arguments.dtype_name(dtype)
+    inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
+    targets, labels = _answers(net, sgd, y, len(inputs))
+    seeds, ensemble = _seeds(seed)
+    fine = _fine_layers(net, noise_depth)
+    if weights is not None:
+        if ensemble:
+            raise ValueError("weights start a single network; got several seeds with them")
+        if noise_depth is not None:
+            raise ValueError("noise_depth describes weights drawn from the seed; got weights too")
+        weights = _given_weights(net, weights, backward, name, overwrite_weights)
+    elif overwrite_weights:
+        raise ValueError("overwrite_weights needs weights to overwrite, got weights=None")
+    problem = Problem(
+        net=net,
+        sgd=sgd,
+        x=inputs,
+        targets=targets,
+        labels=labels,
+        batches=_batches(batches, len(inputs)),
+        seeds=seeds,
+        backward=backward,
+        fine=fine,
+        dtype=name,
+        threads=thread_count(threads),
+        weights=weights,
+        overwrite_weights=bool(overwrite_weights),
+        record=observables.names(record),
+        progress=progress_line.callback(progress),
+    )
+    records, divergences = dense.run(problem)
+    found = observables.observed(problem.record, records, ensemble)
+    run = Run(
+        outputs=records["outputs"] if ensemble else records["outputs"][0],
+        losses=records["losses"] if ensemble else records["losses"][0],
+        observables=found,
+        engine="dense",
+        net=net,
+        sgd=sgd,
+        seeds=seeds,
+        ensemble=ensemble,
+        backward=backward,
+        dtype=name,
+    )
+    failed = np.flatnonzero(divergences[:, 2])
+    if failed.size:
+        update, layer, quantity = (int(v) for v in divergences[failed[0]])
+        raise DivergenceError(update, layer, _QUANTITIES[quantity], seeds[failed[0]], run)
+    return run
+
+
+def initial_weights(
+    net: ResNet,
+    seed: int,
+    backward: str = "reused",
+    *,
+    noise_depth: int | None = None,
+    dtype: DTypeLike = "float32",
+    threads: int | None = None,
+) -> Weights:
+    """Return the unscaled initial weights that :func:`train` draws for a seed.
+
+    Parameters
+    ----------
+    net : ResNet
+        Gives the shapes.
+    seed : int
+        0 … 2⁶⁴−1.
+    backward : str
+        ``"decoupled"`` adds the independent W' of the backward pass.
+    noise_depth, dtype, threads
+        As in :func:`train`.
+
+    Returns
+    -------
+    Weights
+        input (n, d), hidden (L, n, n) indexed [layer, out, in], readout (C, n), backward_hidden
+        (L, n, n) or None; entries N(0, 1) by the noise contract (DESIGN §4).
+
+    Raises
+    ------
+    ValueError
+        For an invalid argument.
+    MemoryError
+        If the weights don't fit the available memory.
+    """
+    _instance("net", net, ResNet)
+    seed = arguments.seed("seed", seed)
+    arguments.option("backward", backward, BACKWARDS)
+    name = arguments.dtype_name(dtype)
+    fine = _fine_layers(net, noise_depth)
+    count = thread_count(threads)
+    matrices = 2 if backward == "decoupled" else 1
+    hidden_entries = float(net.depth) * net.width * net.width
+    entries = matrices * hidden_entries + float(net.width) * (net.inputs + net.outputs)
+    memory.require(entries * np.dtype(name).itemsize, "take a smaller width or depth")
+
+    def draw(stream: _core.Stream, shape: tuple[int, int, int], fine: int) -> NDArray[Any]:
+        out = np.empty(shape, dtype=name)
+        _core.initial_matrices(seed, stream, fine, out, count)
+        return out
+
+    stream = _core.Stream
+    square = (net.depth, net.width, net.width)
+    readout = np.empty((net.outputs, net.width), dtype=name)
+    columns = np.arange(net.outputs, dtype=np.uint32)
+    _core.normal(seed, stream.readout, 1, columns, readout, count)
+    return Weights(
+        input=draw(stream.input, (1, net.width, net.inputs), 1)[0],
+        hidden=draw(stream.hidden, square, fine),
+        readout=readout,
+        backward_hidden=draw(stream.backward_hidden, square, fine) if matrices == 2 else None,
+    )
+
+
+def _instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name} must be an nfd_fast.{kind.__name__}, got {arguments.describe(value)}"
+        )
+
+
+def _answers(
+    net: ResNet, sgd: SGD, y: ArrayLike, samples: int
+) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
+    """Return (targets, None) for mse and (None, labels) for cross_entropy."""
+    if sgd.loss == "cross_entropy":
+        if net.outputs < 2:
+            raise ValueError("loss 'cross_entropy' needs outputs of at least 2, got outputs=1")
+        labels = np.asarray(y)
+        if labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"y must be integer labels for loss 'cross_entropy', got dtype {labels.dtype}"
+            )
+        if labels.shape != (samples,):
+            raise ValueError(f"y must have shape ({samples},), got {labels.shape}")
+        if samples and (labels.min() < 0 or labels.max() >= net.outputs):
+            bad = int(np.argmax((labels < 0) | (labels >= net.outputs)))
+            raise ValueError(
+                f"y must be labels in 0 ... {net.outputs - 1}, got {labels[bad]} at index {bad}"
+            )
+        return None, np.ascontiguousarray(labels, dtype=np.int64)
+    targets: ArrayLike = y
+    if net.outputs == 1 and np.ndim(y) == 1:
+        targets = np.asarray(y)[:, None]
+    return arguments.finite_array("y", targets, (samples, net.outputs), np.float64), None
+
+
+def _batches(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
+    try:
+        array = np.asarray(batches)
+    except ValueError as error:
+        raise ValueError(f"batches must have shape (updates, batch), got {error}") from None
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"batches must have shape (updates, batch) with at least one of each, got {array.shape}"
+        )
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"batches must be integer indices, got dtype {array.dtype}")
+    if array.min() < 0 or array.max() >= samples:
+        bad = array[(array < 0) | (array >= samples)].flat[0]
+        raise ValueError(f"batches must be indices in 0 ... {samples - 1}, got {bad}")
+    updates, batch = array.shape
+    if (updates + 1) * batch > arguments.MAX_INDEX:
+        raise ValueError(
+            f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
+    """Return the seeds and whether they make an ensemble."""
+    try:
+        single = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    else:
+        return (arguments.seed("seed", single if not isinstance(seed, bool) else seed),), False
+    if isinstance(seed, (str, bytes)) or not isinstance(seed, Iterable):
+        raise ValueError(
+            f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
+        )
+    seeds = tuple(arguments.seed(f"seed[{i}]", s) for i, s in enumerate(seed))
+    if not seeds:
+        raise ValueError("seed must hold at least one seed, got none")
+    if len(set(seeds)) < len(seeds):
+        repeated = next(s for i, s in enumerate(seeds) if s in seeds[:i])
+        raise ValueError(f"seed must hold distinct seeds, got {repeated} more than once")
+    return seeds, True
+
+
+def _fine_layers(net: ResNet, noise_depth: int | None) -> int:
+    """Return how many fine noise layers make one layer."""
+    if noise_depth is None:
+        return 1
+    most = arguments.MAX_NOISE_DEPTH
+    fine = arguments.integer("noise_depth", noise_depth, high=most)
+    if fine % net.depth:
+        raise ValueError(f"noise_depth must be a multiple of depth={net.depth}, got {fine}")
+    return fine // net.depth
+
+
+def _given_weights(
+    net: ResNet, weights: Weights, backward: str, dtype: str, overwrite: bool
+) -> Weights:
+    """Return explicit weights ready for the engine, or raise ValueError."""
+    _instance("weights", weights, Weights)
+    square = (net.depth, net.width, net.width)
+    shapes: dict[str, tuple[int, ...]] = {
+        "input": (net.width, net.inputs),
+        "hidden": square,
+        "readout": (net.outputs, net.width),
+    }
+    if backward == "decoupled":
+        if weights.backward_hidden is None:
+            raise ValueError(
+                "weights.backward_hidden must be an array for backward='decoupled', got None"
+            )
+        shapes["backward_hidden"] = square
+    checked: dict[str, NDArray[Any]] = {}
+    for name, shape in shapes.items():
+        array = getattr(weights, name)
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
+            raise ValueError(
+                f"weights.{name} must be a NumPy array of dtype {dtype}, "
+                f"got {arguments.describe(array)}"
+            )
+        good = arguments.finite_array(f"weights.{name}", array, shape, dtype)
+        if overwrite and (not np.may_share_memory(good, array) or not array.flags.writeable):
+            raise ValueError(
+                f"weights.{name} must be C-contiguous and writeable for overwrite_weights=True"
+            )
+        checked[name] = good
+    if overwrite:
+        arrays = list(checked.items())
+        for i, (name, array) in enumerate(arrays):
+            for other, second in arrays[:i]:
+                if np.may_share_memory(array, second):
+                    raise ValueError(
+                        f"weights.{name} must not overlap weights.{other} for "
+                        "overwrite_weights=True"
+                    )
+    return Weights(**checked)

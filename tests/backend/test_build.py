@@ -1,0 +1,120 @@
+"""What was built: instruction sets, threads, and that every one gives the same words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nfd_fast as nfd
+from nfd_fast import _core
+
+PROBE = """
+import json, numpy as np, nfd_fast as nfd
+from nfd_fast import kernels
+net = nfd.ResNet(width=37, depth=3, inputs=5, outputs=2, activation="gelu")
+x = np.random.default_rng(0).normal(size=(6, 5))
+run = nfd.train(net, nfd.SGD(0.3), x, x[:, :2], batches=[[0, 1, 2], [3, 4, 5]] * 2,
+                seed=[1, 2], dtype="float64")
+words = kernels.words(9, "hidden", 1023, layer=5, columns=[0, 7])
+normals = {dtype: kernels.normal(9, "hidden", 1023, columns=range(5), dtype=dtype)
+           for dtype in ("float32", "float64")}
+activations = {name: kernels.activation(name, np.linspace(-9, 9, 331)).tolist()
+               for name in nfd.ACTIVATIONS}
+print(json.dumps({
+    "isa": nfd.build_info()["instruction_set"], "words": words.tolist(),
+    "normals": {d: z.tolist() for d, z in normals.items()},
+    "activations": activations, "losses": run.losses.tolist()}))
+"""
+
+
+def probe(isa: str) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env=os.environ | {"NFD_FAST_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.subprocess
+def test_every_instruction_set_gives_the_same_numbers() -> None:
+    """Words are equal; normals and runs agree to rounding.
+
+    Fused and unfused operations differ by a few units in the last place: 16 of them bound the
+    normals and activations (each at most 8 from the true value), and a few hundred such roundings,
+    on numbers of order one, the float64 losses.
+    """
+    supported = _core.supported_instruction_sets()
+    assert supported[0] == "baseline"
+    first = probe("baseline")
+    for isa in supported:
+        other = probe(isa)
+        assert other["isa"] == isa
+        assert other["words"] == first["words"]
+        for group in ("normals", "activations"):
+            for name, values in first[group].items():  # type: ignore[attr-defined]
+                eps = np.finfo(name if group == "normals" else "float64").eps
+                np.testing.assert_allclose(
+                    other[group][name], values, rtol=16 * eps, atol=eps * 1e-3  # type: ignore[index]
+                )
+        np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.subprocess
+def test_fused_instruction_sets_give_the_same_bits() -> None:
+    fused = [isa for isa in _core.supported_instruction_sets() if isa != "baseline"]
+    if len(fused) < 2:
+        pytest.skip("this processor has at most one instruction set with fused operations")
+    first, second = (probe(isa) for isa in fused[-2:])
+    assert first["normals"] == second["normals"]
+    assert first["activations"] == second["activations"]
+
+
+@pytest.mark.subprocess
+def test_an_unknown_instruction_set_is_refused_at_import() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import nfd_fast"],
+        env=os.environ | {"NFD_FAST_ISA": "mmx"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: the environment variable NFD_FAST_ISA must be one of")
+    assert last.endswith("got 'mmx'; unset it to choose")
+
+
+def test_build_info_says_what_runs() -> None:
+    info = nfd.build_info()
+    assert info["version"] == nfd.__version__
+    assert info["instruction_set"] in _core.supported_instruction_sets()
+    assert set(_core.supported_instruction_sets()) <= set(_core.compiled_instruction_sets())
+    assert isinstance(info["threads"], int)
+    assert info["threads"] >= 1
+    json.dumps(info)
+
+
+def test_constants_have_one_home() -> None:
+    """The enumerations of the extension list what its tuples list, in the same order."""
+    assert tuple(_core.Stream.__members__) == nfd.STREAMS
+    assert [int(s) for s in _core.Stream] == list(range(8))
+    assert tuple(_core.Loss.__members__) == _core.LOSSES
+
+
+@pytest.mark.subprocess
+def test_the_core_needs_numpy_alone() -> None:
+    """Importing the package pulls in no extra, and no CUDA."""
+    code = (
+        "import sys, nfd_fast; print([m for m in sys.modules if m.split('.')[0] in "
+        "('scipy', 'matplotlib', 'rich', 'sklearn', 'torch', 'xarray')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,49 @@
+"""Ctrl-C ends a long computation within a second, whatever it is doing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.subprocess
+
+# One layer of the wide network alone takes seconds; the ensemble has threads that can't be asked.
+CASES = {
+    "wide": "nfd.train(nfd.ResNet(6000, 6, 3), sgd, x, y, batches=[list(range(512))] * 50)",
+    "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
+    "batches=[list(range(256))] * 1000, seed=range(64))",
+    "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
+    "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupt_within_a_second(case: str) -> None:
+    code = f"""
+import numpy as np, nfd_fast as nfd
+x, y, sgd = np.ones((512, 3)), np.zeros(512), nfd.SGD(1e-3)
+print("ready", flush=True)
+{CASES[case]}
+print("finished")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1.0)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    waited = time.monotonic() - sent
+    assert "finished" not in out, "the case ended before it could be interrupted"
+    assert err.strip().endswith("KeyboardInterrupt")
+    # A second is the promise; the rest is for the interpreter to shut down on a busy machine.
+    assert waited < 3, f"{waited:.1f} s"

@@ -1,0 +1,339 @@
+"""The command line: what it prints, and one line with exit code 2 for what it cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nfd_fast
+from nfd_fast import cli
+from nfd_fast.exceptions import DivergenceError
+from nfd_fast.study.grid import Cell, StudyConfig
+
+for module in ("sklearn", "rich", "scipy", "matplotlib"):
+    pytest.importorskip(module, reason=f"{module} is in the study extra")
+
+SMALL = ["--width", "8", "--updates", "5", "--batch", "4", "--replicas", "3"]
+GRID = [*SMALL, "--depths", "1,2", "--parameterizations", "mup,depth_mup"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments):
+        try:
+            code = cli.main(list(arguments))
+        except SystemExit as end:  # argparse ends so after --help and errors
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """Call with wrong usage: exit code 2, one line, nothing written."""
+
+    def run(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert err.startswith("nfd-fast: error: ")
+        assert sorted(tmp_path.rglob("*")) == before
+        return err.removeprefix("nfd-fast: error: ").rstrip("\n")
+
+    return run
+
+
+def test_version(call):
+    assert call("--version") == (0, f"nfd-fast {nfd_fast.__version__}\n", "")
+
+
+def test_help_explains_every_choice_with_its_default(call):
+    for command, kind in (("study", StudyConfig), ("train", Cell)):
+        code, out, err = call(command, "--help")
+        assert (code, err) == (0, "")
+        words = " ".join(out.split())
+        for item in dataclasses.fields(kind):
+            assert f"--{item.name.replace('_', '-')} " in words
+            assert item.metadata["help"].split(";")[0] in words
+        assert "learning rate (default: 0.3)" in words
+        assert "mlp, mup, depth_mup" in words.replace("depth_mup, mup, mlp", "mlp, mup, depth_mup")
+    assert "(default: 2,4,8,16)" in call("study", "--help")[1]
+
+
+def test_info(call):
+    code, out, err = call("info")
+    assert (code, err) == (0, "")
+    for name in nfd_fast.build_info():
+        assert name.replace("_", " ") in out
+    code, out, err = call("info", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["version"] == nfd_fast.__version__
+
+
+def test_info_needs_none_of_the_extras():
+    blocked = ["sklearn", "rich", "scipy", "matplotlib", "tomli"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "from nfd_fast.cli import main; sys.exit(main(['info']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "nfd_fast", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"nfd-fast {nfd_fast.__version__}\n")
+
+
+def test_train(call):
+    code, out, _ = call("train", *SMALL, "--depth", "2", "--backward", "decoupled")
+    assert code == 0
+    lines = out.splitlines()
+    assert "depth=2" in lines[0]
+    assert "decoupled weights" in lines[0]
+    assert [line.split()[0] for line in lines[3:-1]] == [str(k) for k in range(6)]
+    assert all(re.search(r"\d\.\d{4}  +\[\d\.\d{4}, \d\.\d{4}\]$", line) for line in lines[3:-1])
+
+
+def test_train_of_one_replica_has_no_interval(call):
+    code, out, _ = call("train", *SMALL, "--replicas", "1")
+    assert code == 0
+    assert "nan" not in out
+    assert "[" not in "".join(out.splitlines()[3:])
+
+
+def test_train_spreads_long_runs(call):
+    _, out, _ = call("train", *SMALL, "--updates", "103")
+    updates = [int(line.split()[0]) for line in out.splitlines()[3:-1]]
+    assert (updates[0], updates[-1], len(updates)) == (0, 103, 21)
+
+
+def test_train_as_json(call):
+    code, out, _ = call("train", *SMALL, "--depth", "1", "--json", "--seed", "7")
+    assert code == 0
+    result = json.loads(out)
+    assert result["choices"]["depth"] == 1
+    assert result["engine"] == "dense"
+    losses = np.array(result["losses"])
+    assert losses.shape == (3, 6)
+    assert np.allclose(result["mean"], losses.mean(axis=0))
+    assert (np.array(result["low"]) < result["mean"]).all()
+    dataset = nfd_fast.data.load("digits")
+    run = nfd_fast.train(
+        nfd_fast.ResNet(8, 1, 64, 10),
+        nfd_fast.SGD(0.3, "cross_entropy"),
+        dataset.inputs,
+        dataset.labels,
+        batches=nfd_fast.data.minibatches(1797, 4, 5),
+        seed=[7, 8, 9],
+    )
+    assert (losses == run.losses).all()
+    _, out, _ = call("train", *SMALL, "--replicas", "1", "--json")
+    assert json.loads(out)["low"] == [None] * 6
+
+
+def test_mean_squared_error_on_one_hot_targets(call):
+    code, out, _ = call("train", *SMALL, "--loss", "mse", "--json")
+    assert code == 0
+    assert 0.1 < json.loads(out)["mean"][0] < 10
+
+
+def test_study(call, tmp_path):
+    code, out, err = call("study", *GRID)
+    assert code == 0
+    assert "8 of 8 cells computed now" in out
+    assert err.count("\n") == 8
+    files = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert files == ["loss_curves.png", "loss_curves.svg", "study.sqlite", "table.csv", "table.txt"]
+    table = (tmp_path / "results" / "table.txt").read_text(encoding="utf-8")
+    assert table in out
+    code, again, _ = call("study", *GRID)
+    assert code == 0
+    assert "0 of 8 cells computed now" in again
+    assert table in again
+
+
+def test_a_file_says_what_flags_do_not(call, tmp_path):
+    (tmp_path / "study.toml").write_text(
+        "width = 8\nupdates = 5\nbatch = 4\nreplicas = 3\ndepths = [1]\nhorizon = 2\n"
+        'parameterizations = ["mup"]\noutput = "elsewhere"\n'
+    )
+    code, out, _ = call("study", "--config", "study.toml", "--replicas", "2")
+    assert code == 0
+    assert "width 8, tanh, horizon 2, learning rate 0.3, batch 4, 5 updates, 2 replicas" in out
+    assert (tmp_path / "elsewhere" / "study.sqlite").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_choice_can_be_a_flag(call):
+    """Each flag with its own default: the same study as without flags, but smaller."""
+    flags = []
+    for item in dataclasses.fields(StudyConfig):
+        value = item.default
+        if value is None or item.name in ("width", "updates", "batch", "replicas", "depths"):
+            continue
+        text = ",".join(map(str, value)) if item.metadata["many"] else str(value)
+        flags += ["--" + item.name.replace("_", "-"), text]
+    code, out, _ = call("study", *SMALL, "--depths", "1", "--threads", "1", *flags)
+    assert code == 0
+    assert "6 of 6 cells" in out
+    code, out, _ = call("study", *SMALL, "--depths", "1")
+    assert "0 of 6 cells" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("plot", "invalid choice: 'plot' (choose from"),
+        ("study --wdith 3", "unrecognized arguments: --wdith 3"),
+        ("study --rep 3", "unrecognized arguments: --rep 3"),
+        ("study --width", "argument --width: expected one argument"),
+        ("study --width many", "argument --width: invalid int value: 'many'"),
+        ("study --width 0", "width must be a positive integer"),
+        ("study --depths 2;4", "argument --depths: invalid comma-separated list of int value"),
+        ("study --depths 2,2", "depths must not repeat an entry"),
+        ("study --parameterizations ntk", "'depth_mup', 'mup', 'mlp', got 'ntk'"),
+        ("study --data mnist", "data must be one of 'digits', got 'mnist'"),
+        ("study --batch 1798", "batch must be a positive integer of at most 1797, got 1798"),
+        ("study --learning-rate nan", "learning_rate must be a nonnegative finite number"),
+        ("study --output afile/results", "output folder afile/results is not writable"),
+        ("study --output folder", "folder/study.sqlite, which is not an SQLite database"),
+        ("study --config nowhere.toml", "nowhere.toml cannot be read: No such file"),
+        ("study --config folder", "folder cannot be read: Is a directory"),
+        ("study --config broken.toml", "broken.toml is not a TOML file: "),
+        ("study --config binary.toml", "binary.toml is not a TOML file: "),
+        ("study --config unknown.toml", "unknown keys 'wdith'; known are data, width, activation"),
+        ("study --config types.toml", "width must be a positive integer of at most 4294967296, "
+                                      "got '128'"),
+        ("train --depth 0", "depth must be a positive integer"),
+        ("train --depth 16777217", "depth must be a positive integer of at most 16777216"),
+        ("train --backward sideways", "backward must be one of 'reused', 'decoupled'"),
+        ("train --config a.toml", "unrecognized arguments: --config a.toml"),
+        ("train --batch 1798", "batch must be a positive integer of at most 1797"),
+        ("train --seed -1", "seed must be an integer in 0"),
+        ("info extra", "unrecognized arguments: extra"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(refused, tmp_path, arguments, message):
+    (tmp_path / "afile").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "study.sqlite").write_text("something else")
+    (tmp_path / "broken.toml").write_text("width = = 3\n")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "unknown.toml").write_text("wdith = 3\n")
+    (tmp_path / "types.toml").write_text('width = "128"\n')
+    assert message in refused(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "blocked", "package"),
+    [
+        ("study", ["sklearn", "sklearn.datasets"], "scikit-learn"),
+        ("study", ["rich.console"], "rich"),
+        ("study", ["matplotlib", "matplotlib.figure"], "matplotlib"),
+        ("study", ["scipy", "scipy.special"], "scipy"),
+        ("train", ["sklearn", "sklearn.datasets"], "scikit-learn"),
+        ("train", ["scipy", "scipy.special"], "scipy"),
+    ],
+)
+def test_a_missing_extra_is_named(refused, monkeypatch, command, blocked, package):
+    for module in blocked:
+        monkeypatch.setitem(sys.modules, module, None)
+    message = refused(command, *SMALL)
+    assert f"requires {package}, which is not installed" in message
+    assert 'pip install "nfd_fast[study]"' in message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("width 9 needs 3 TiB"), "width 9 needs 3 TiB"),
+        (MemoryError(), "out of memory"),
+        (DivergenceError(3, 2, "adjoints", 0), "adjoints stopped being finite at layer 2 after 3"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "study"])
+def test_work_that_fails(call, monkeypatch, command, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(nfd_fast, "train", fail)
+    code, out, err = call(command, *SMALL)
+    assert (code, out) == (1, "")
+    assert err.startswith("nfd-fast: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_diverges(call):
+    wild = ["--learning-rate", "1e30", "--loss", "mse", "--activation", "identity"]
+    code, out, err = call("train", *SMALL, *wild)
+    assert (code, out) == (1, "")
+    assert re.match(r"nfd-fast: error: \w+ stopped being finite at layer \d+ after \d", err)
+    code, out, err = call("study", *GRID, *wild)
+    assert code == 0
+    assert "Diverged replicas" in out
+    assert "3 of 3 reused, 3 of 3 decoupled" in out
+
+
+def test_interrupt(call, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nfd_fast, "train", interrupt)
+    assert call("train", *SMALL) == (130, "", "\nnfd-fast: interrupted\n")
+    code, _, err = call("study", *GRID)
+    assert code == 130
+    assert "interrupted: 0 of 8 cells are stored in results/study.sqlite; " in err
+    assert "run the same command again to continue" in err
+
+
+def test_too_little_memory_is_said_before_allocating(call):
+    code, out, err = call("train", *SMALL, "--width", "4000000000")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_traceback():
+    code = (
+        "import sys\nfrom nfd_fast.cli import main\n"
+        "sys.exit(main(['train', '--width', '4', '--updates', '3', '--replicas', '2']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_a_terminal_without_greek(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "nfd_fast", "study", *GRID],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"depth-?P ResNet" in done.stdout

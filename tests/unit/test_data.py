@@ -1,0 +1,114 @@
+"""Data sets and batches."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nfd_fast import data
+from nfd_fast.extras import MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn", reason="scikit-learn is in the study extra")
+    return data.load("digits")
+
+
+def test_digits(digits):
+    assert (digits.samples, digits.dimension, digits.classes) == (1797, 64, 10)
+    assert digits.inputs.dtype == np.float64
+    assert digits.inputs.flags.c_contiguous
+    assert digits.labels.dtype == np.int64
+    assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_digits_are_standardised(digits):
+    assert digits.inputs.mean() == pytest.approx(0.0, abs=1e-14)
+    assert (digits.inputs**2).sum(axis=1).mean() / 64 == pytest.approx(1.0, rel=1e-13)
+    levels = np.unique(digits.inputs)  # still 17 grey levels at equal distances
+    assert len(levels) == 17
+    assert np.ptp(np.diff(levels)) < 1e-14
+
+
+def test_digits_are_the_same_bits_everywhere(digits):
+    """Only sums of integers, one difference and one quotient per pixel: all exact or rounded."""
+    digest = hashlib.sha256(digits.inputs.astype("<f8").tobytes()).hexdigest()
+    assert digest == "d9d614fde057e50808a9a54a16d48eba258e7dfe5c9071d9b6796e4137eb57fe"
+
+
+def test_targets(digits):
+    assert digits.targets("cross_entropy") is digits.labels
+    one_hot = digits.targets("mse")
+    assert one_hot.shape == (1797, 10)
+    assert (one_hot.argmax(axis=1) == digits.labels).all()
+    assert (one_hot.sum(axis=1) == 1).all()
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="data must be one of 'digits', got 'mnist'"):
+        data.load("mnist")
+
+
+def test_missing_scikit_learn(monkeypatch):
+    for module in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r'scikit-learn.*pip install "nfd_fast\[study\]"'):
+        data.load("digits")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_each_epoch_visits_every_sample_at_most_once(draw):
+    samples = draw.draw(st.integers(1, 60), label="samples")
+    batch = draw.draw(st.integers(1, samples), label="batch")
+    updates = draw.draw(st.integers(1, 100), label="updates")
+    batches = data.minibatches(samples, batch, updates, seed=7)
+    assert batches.shape == (updates, batch)
+    assert batches.dtype == np.int64
+    assert batches.flags.c_contiguous
+    assert batches.min() >= 0
+    assert batches.max() < samples
+    for start in range(0, updates, samples // batch):
+        epoch = batches[start : start + samples // batch].ravel()
+        assert len(set(epoch.tolist())) == epoch.size
+
+
+def test_a_longer_run_starts_alike():
+    assert (data.minibatches(50, 7, 40)[:13] == data.minibatches(50, 7, 13)).all()
+
+
+def test_epochs_and_seeds_differ():
+    first = data.minibatches(100, 100, 2, seed=0)
+    assert (first[0] != first[1]).any()
+    assert (first[0] != data.minibatches(100, 100, 1, seed=1)[0]).any()
+    assert sorted(first[1].tolist()) == list(range(100))
+
+
+def test_orders_are_uniform():
+    """Which sample comes first: chi-squared over 6000 epochs of 6 samples, false alarm 1e-5."""
+    first = data.minibatches(6, 6, 6000, seed=3)[:, 0]
+    statistic = ((np.bincount(first, minlength=6) - 1000.0) ** 2 / 1000.0).sum()
+    assert statistic < 30.9  # quantile 1 − 1e-5 at 5 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 0}, "samples must be a positive integer"),
+        ({"batch": 11}, "batch must be a positive integer of at most 10, got 11"),
+        ({"batch": 0}, "batch must be a positive integer of at most 10, got 0"),
+        ({"updates": -1}, "updates must be a positive integer"),
+        ({"updates": 1.5}, "updates must be a positive integer"),
+        ({"seed": -1}, "seed must be an integer in 0"),
+        ({"seed": 2**64}, "seed must be an integer in 0"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        data.minibatches(**{"samples": 10, "batch": 2, "updates": 3, **change})

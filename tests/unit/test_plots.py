@@ -1,0 +1,177 @@
+"""The figure of a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from study_results import REPLICAS, UPDATES, make_result
+
+from nfd_fast.extras import MissingExtraError
+from nfd_fast.statistics import mean_interval
+from nfd_fast.study import plots, report
+
+pytest.importorskip("scipy", reason="scipy is in the study extra")
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is in the study extra")
+
+
+def draw(result):
+    return plots.figure(result, report.rows(result))
+
+
+def curves(panel):
+    return [line for line in panel.get_lines() if len(line.get_xdata()) > 2]
+
+
+def test_running_mean():
+    losses = np.random.default_rng(0).gamma(2.0, size=(3, 11))
+    expected = [np.convolve(row, np.ones(4) / 4, mode="valid") for row in losses]
+    assert np.allclose(plots.running_mean(losses, 4), expected, rtol=1e-14)
+    assert (plots.running_mean(losses, 1) == losses).all()
+    assert plots.running_mean(losses, 11).shape == (3, 1)
+
+
+def test_panels(tmp_path):
+    drawing = draw(make_result(tmp_path))
+    above, below = drawing.axes[:2], drawing.axes[2:]
+    assert [panel.get_title() for panel in above] == ["MLP (no skip)", "depth-μP ResNet"]
+    for panel in above:
+        assert (panel.get_yscale(), panel.get_xlabel()) == ("log", "SGD updates")
+        assert panel.get_ylim() == above[0].get_ylim()
+        lines = curves(panel)
+        assert [line.get_linestyle() for line in lines] == ["-", "--", "-", "--"]
+        colours = [line.get_color() for line in lines]
+        assert colours[0] == colours[1] != colours[2] == colours[3]
+        assert len(panel.collections) == 4  # a band each
+    assert above[0].get_ylabel() == "training loss (cross-entropy)"
+    for panel in below:
+        assert panel.get_xlabel() == "depth L"
+        assert panel.get_xticks().tolist() == [2, 4]
+        low, high = panel.get_ylim()
+        assert low < 0 < high  # the zero line is in view
+    assert below[0].get_ylabel() == "relative gap in training loss,\nlast 5 updates"
+
+
+def test_curves_are_the_means(tmp_path):
+    result = make_result(tmp_path)
+    line = curves(draw(result).axes[0])[0]
+    losses = result.losses["mlp", 2, "reused"]
+    assert line.get_xdata().tolist() == list(range(1, UPDATES - 1))
+    assert line.get_ydata()[0] == pytest.approx(losses[:, 0:3].mean())
+    assert line.get_ydata()[-1] == pytest.approx(losses[:, UPDATES - 3 : UPDATES].mean())
+
+
+def test_bars_are_the_intervals(tmp_path):
+    result = make_result(tmp_path)
+    rows = report.rows(result)
+    panel = plots.figure(result, rows).axes[2]
+    for container, row in zip(panel.containers, rows[:2], strict=True):
+        (segment,) = container.lines[2][0].get_segments()
+        assert segment[:, 0].tolist() == [row.depth, row.depth]
+        assert segment[:, 1] == pytest.approx([row.gap.low, row.gap.high])
+
+
+def test_legend_and_caption(tmp_path):
+    drawing = draw(make_result(tmp_path))
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "reused weights",
+        "decoupled weights",
+        "L = 2",
+        "L = 4",
+    ]
+    caption = drawing.get_supxlabel()
+    for words in ("some digits", "width 128", "learning rate 0.3", "batch 32", "6 replicas",
+                  "running mean over 3 updates", "95% confidence"):  # fmt: skip
+        assert words in caption
+
+
+def test_colours_are_as_distinct_in_grey():
+    """Depths are told apart by lightness alone, whatever colours a reader sees."""
+    from matplotlib.colors import to_rgb
+
+    lightness = [
+        np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in plots._depth_colours(4)
+    ]
+    assert (np.diff(lightness) < -0.1).all()
+
+
+@pytest.mark.parametrize("parameterizations", [("mup",), ("mlp", "mup", "depth_mup")])
+def test_any_number_of_scalings(tmp_path, parameterizations):
+    result = make_result(tmp_path)
+    config = dataclasses.replace(result.config, parameterizations=parameterizations)
+    losses = {
+        (name, depth, backward): result.losses["mlp", depth, backward]
+        for name in parameterizations
+        for _, depth, backward in result.losses
+    }
+    result = dataclasses.replace(result, config=config, losses=losses)
+    assert len(draw(result).axes) == 2 * len(parameterizations)
+
+
+@pytest.mark.parametrize("depths", [(3,), (2, 4)])
+def test_one_replica_and_one_depth(tmp_path, depths):
+    result = make_result(tmp_path, replicas=1)
+    losses = {(n, d, b): result.losses[n, 2, b] for n, _, b in result.losses for d in depths}
+    config = dataclasses.replace(result.config, depths=depths)
+    result = dataclasses.replace(result, config=config, losses=losses)
+    assert all(len(panel.collections) == 0 for panel in draw(result).axes[:2])
+    plots.write(result, report.rows(result))
+
+
+def test_diverged_cells(tmp_path):
+    every = [("mlp", depth, "decoupled", r) for depth in (2, 4) for r in range(REPLICAS)]
+    result = make_result(tmp_path, diverged=every)
+    drawing = draw(result)
+    assert curves(drawing.axes[0]) == []
+    assert len(curves(drawing.axes[1])) == 4
+    plots.write(result, report.rows(result))
+
+
+def test_files(tmp_path):
+    result = make_result(tmp_path)
+    paths = plots.write(result, report.rows(result))
+    assert sorted(os.listdir(tmp_path)) == ["loss_curves.png", "loss_curves.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    root = xml.etree.ElementTree.fromstring(paths[1].read_bytes())
+    assert root.tag.endswith("svg")
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path):
+    result = make_result(tmp_path)
+    first = [path.read_bytes() for path in plots.write(result, report.rows(result))]
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30}):  # a user's own settings
+        second = [path.read_bytes() for path in plots.write(result, report.rows(result))]
+    assert first == second
+
+
+def test_no_global_state():
+    code = (
+        "import sys, nfd_fast.study.plots as plots\n"
+        "plots.require()\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_missing_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib.*nfd_fast\[study\]"):
+        plots.require()
+
+
+def test_window_of_the_curves_is_the_mean_of_replicas(tmp_path):
+    result = make_result(tmp_path)
+    smooth = plots.running_mean(result.pair("mlp", 2)[0], 3)
+    band = draw(result).axes[0].collections[0].get_paths()[0].vertices
+    interval = mean_interval(smooth[:, 0])
+    at_first = band[band[:, 0] == 1.0][:, 1]
+    assert at_first.min() == pytest.approx(interval.low)
+    assert at_first.max() == pytest.approx(interval.high)

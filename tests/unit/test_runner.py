@@ -1,0 +1,311 @@
+"""Running a study: every cell once, resumed after any end, never mixed with another."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import nfd_fast
+from nfd_fast import data
+from nfd_fast.exceptions import DivergenceError
+from nfd_fast.extras import MissingExtraError
+from nfd_fast.study import progress
+from nfd_fast.study.atomic import OutputError
+from nfd_fast.study.grid import StudyConfig
+from nfd_fast.study.runner import StudyInterrupted, run_cell, run_study
+from nfd_fast.study.store import Store
+
+for module in ("sklearn", "rich", "scipy"):
+    pytest.importorskip(module, reason=f"{module} is in the study extra")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return StudyConfig(
+        width=8,
+        depths=(1, 2),
+        parameterizations=("mup", "depth_mup"),
+        updates=6,
+        batch=4,
+        replicas=3,
+        output=tmp_path / "deep" / "results",
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count calls of the real ``nfd_fast.train``, by what they train."""
+    seen = []
+    train = nfd_fast.train
+
+    def counted(net, *args, **kwargs):
+        seen.append((net.parameterization, net.depth, kwargs["backward"]))
+        return train(net, *args, **kwargs)
+
+    monkeypatch.setattr(nfd_fast, "train", counted)
+    return seen
+
+
+def test_results_are_those_of_train(config):
+    result = run_study(config, progress=False)
+    assert result.computed == 8
+    dataset = data.load("digits")
+    batches = data.minibatches(dataset.samples, 4, 6)
+    for cell in config.cells():
+        run = nfd_fast.train(
+            cell.net(dataset),
+            cell.sgd,
+            dataset.inputs,
+            dataset.labels,
+            batches=batches,
+            seed=range(3),
+            backward=cell.backward,
+        )
+        stored = result.losses[cell.parameterization, cell.depth, cell.backward]
+        assert stored.tobytes() == run.losses.tobytes()
+
+
+def test_pairs_start_alike(config):
+    """Same forward weights and same batches: equal losses until the first update."""
+    reused, decoupled = run_study(config, progress=False).pair("depth_mup", 2)
+    assert reused.shape == (3, 6)
+    assert (reused[:, 0] == decoupled[:, 0]).all()
+    assert (reused[:, 2:] != decoupled[:, 2:]).all()
+
+
+def test_nothing_is_computed_twice(config, calls):
+    first = run_study(config, progress=False)
+    again = run_study(dataclasses.replace(config, threads=1, window=2, smooth=1), progress=False)
+    assert len(calls) == 8 == len(set(calls))
+    assert again.computed == 0
+    assert again.seconds == first.seconds
+    for name, losses in first.losses.items():
+        assert losses.tobytes() == again.losses[name].tobytes()
+
+
+def test_a_larger_study_computes_only_what_is_new(config, calls):
+    run_study(config, progress=False)
+    del calls[:]
+    result = run_study(dataclasses.replace(config, depths=(1, 2, 3)), progress=False)
+    assert result.computed == 4
+    assert {depth for _, depth, _ in calls} == {3}
+
+
+def test_two_sets_of_choices_share_a_store_without_mixing(config):
+    other = dataclasses.replace(config, learning_rate=0.1)
+    first = run_study(config, progress=False)
+    second = run_study(other, progress=False)
+    assert second.computed == 8
+    again = run_study(config, progress=False)
+    for name, losses in first.losses.items():
+        assert (losses == again.losses[name]).all()
+        assert (losses[:, 1:] != second.losses[name][:, 1:]).all()
+    with Store(config.store) as store:
+        assert len(store.finished()) == 16
+
+
+def test_diverged_replicas_are_a_result(config, monkeypatch):
+    train = nfd_fast.train
+
+    def diverging(*args, **kwargs):
+        run = train(*args, **kwargs)
+        if kwargs["backward"] == "decoupled":
+            run.losses[1, 4:] = np.nan
+            raise DivergenceError(4, 1, "features", 1, run)
+        return run
+
+    monkeypatch.setattr(nfd_fast, "train", diverging)
+    result = run_study(config, progress=False)
+    assert result.diverged("mup", 2, "reused") == 0
+    assert result.diverged("mup", 2, "decoupled") == 1
+    reused, decoupled = result.pair("mup", 2)
+    assert reused.shape == decoupled.shape == (2, 6)
+    assert np.isfinite(decoupled).all()
+    expected = result.losses["mup", 2, "reused"][[0, 2], :-1]
+    assert (reused == expected).all()
+    assert run_study(config, progress=False).computed == 0
+
+
+def test_a_divergence_without_a_record_is_an_error(config, monkeypatch):
+    def broken(*args, **kwargs):
+        raise DivergenceError(0, 1, "features", 0)
+
+    monkeypatch.setattr(nfd_fast, "train", broken)
+    with pytest.raises(DivergenceError):
+        run_cell(config.cells()[0], data.load("digits"), np.zeros((1, 1), dtype=np.int64))
+
+
+def test_interrupt(config, monkeypatch):
+    train, count = nfd_fast.train, 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(nfd_fast, "train", interrupted)
+    with pytest.raises(
+        StudyInterrupted, match=r"3 of 8 cells are stored in .*study.sqlite"
+    ) as info:
+        run_study(config, progress=False)
+    assert (info.value.stored, info.value.total) == (3, 8)
+    assert run_study(config, progress=False).computed == 5
+
+
+@pytest.mark.parametrize("error", [MemoryError("too large"), ValueError("bad")])
+def test_errors_keep_what_is_stored(config, monkeypatch, error):
+    train, count = nfd_fast.train, 0
+
+    def failing(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise error
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(nfd_fast, "train", failing)
+    with pytest.raises(type(error), match=str(error)):
+        run_study(config, progress=False)
+    assert run_study(config, progress=False).computed == 6
+
+
+def test_a_file_in_the_place_of_the_folder(config, tmp_path, calls):
+    (tmp_path / "deep").write_text("in the way")
+    with pytest.raises(OutputError, match=r"output folder .*results is not writable: "):
+        run_study(config, progress=False)
+    assert calls == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(config, tmp_path, calls):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"):
+            run_study(config, progress=False)
+    finally:
+        tmp_path.chmod(0o700)
+    assert calls == []
+
+
+def test_a_batch_that_does_not_fit_writes_nothing(config, tmp_path):
+    with pytest.raises(ValueError, match="batch must be a positive integer of at most 1797"):
+        run_study(dataclasses.replace(config, batch=1798), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_rich(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(MissingExtraError, match=r"rich.*nfd_fast\[study\]"):
+        run_study(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_for_logs(config, capsys):
+    run_study(config)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("[1/8] μP ResNet, L = 1, reused: ")
+    run_study(config)
+    assert capsys.readouterr().err == "8 of 8 cells are stored already\n"
+
+
+def test_the_bar_moves_within_a_cell_and_ends_full(config):
+    from rich.console import Console
+
+    screen = io.StringIO()
+    bar = progress.Bar(Console(file=screen, force_terminal=True, width=100))
+    cells = config.cells()[2:]
+    with bar:
+        bar.begin(8, cells)
+        for done, cell in enumerate(cells, start=3):
+            move = bar.cell(cell)
+            before = bar._progress.tasks[0].completed
+            assert callable(move)
+            move(3, 6)
+            assert bar._progress.tasks[0].completed == before + cell.depth / 2
+            bar.finish(cell, done, 0.1)
+        assert bar._progress.tasks[0].finished
+    assert "8/8 cells" in screen.getvalue()
+
+
+# What happens to a process that is killed or interrupted in the middle. Twenty-four cells of a
+# few tenths of a second each: long enough to be met at work, whatever the machine.
+_LONG = ["--width", "64", "--depths", "2,3,4,5", "--updates", "400", "--replicas", "16"]
+
+
+def _start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "nfd_fast", "study", *_LONG, "--output", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _long(folder):
+    return StudyConfig(width=64, depths=(2, 3, 4, 5), updates=400, replicas=16, output=folder)
+
+
+def _wait_for_cells(process, store, count):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        try:
+            with Store(store, read_only=True) as reader:
+                if len(reader.finished()) >= count:
+                    return
+        except (OSError, ValueError, sqlite3.OperationalError):
+            pass  # not made yet, or being written
+        time.sleep(0.005)
+    raise AssertionError("the study stored nothing within two minutes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
+    config = _long(tmp_path)
+    process = _start(tmp_path)
+    try:
+        _wait_for_cells(process, config.store, 2)
+        process.send_signal(number)
+        sent = time.monotonic()
+        output, errors = process.communicate(timeout=60)
+        waited = time.monotonic() - sent
+    finally:
+        process.kill()
+        process.wait()
+
+    with Store(config.store) as store:
+        stored = {key: store.get(key) for key in store.finished()}
+    assert 2 <= len(stored) < 24
+    connection = sqlite3.connect(config.store)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    assert os.listdir(tmp_path) == ["study.sqlite"]
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert output == ""
+        assert errors.splitlines()[-1] == (
+            f"nfd-fast: interrupted: {len(stored)} of 24 cells are stored in {config.store}; "
+            "run the same command again to continue"
+        )
+        assert "Traceback" not in errors
+        assert waited < 2  # a second for the kernel, another for Python to end
+
+    result = run_study(config, progress=False)
+    assert result.computed == len(calls) == 24 - len(stored)
+    for cell in config.cells():
+        if cell.key in stored:
+            losses = result.losses[cell.parameterization, cell.depth, cell.backward]
+            assert losses.tobytes() == stored[cell.key].arrays["losses"].tobytes()
+            assert losses.shape == (16, 401)

@@ -1,0 +1,225 @@
+"""The front door: what it refuses, in which words, and that it refuses before any work."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nfd_fast as nfd
+from nfd_fast import memory
+
+NET = nfd.ResNet(width=5, depth=2, inputs=3)
+CLASSES = nfd.ResNet(width=5, depth=2, inputs=3, outputs=4)
+SGD = nfd.SGD(0.1)
+X = np.arange(12.0).reshape(4, 3)
+Y = np.array([0.0, 1.0, 2.0, 3.0])
+BATCHES = np.array([[0, 1], [2, 3]])
+
+
+def train(**changes: Any) -> nfd.Run:
+    given: dict[str, Any] = {
+        "net": NET,
+        "sgd": SGD,
+        "x": X,
+        "y": Y,
+        "batches": BATCHES,
+        "threads": 1,
+    } | changes
+    return nfd.train(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"net": 3}, "net must be an nfd_fast.ResNet, got 3"),
+        ({"sgd": 0.1}, "sgd must be an nfd_fast.SGD, got 0.1"),
+        ({"x": X[:, :2]}, r"x must have shape (samples, 3), got (4, 2)"),
+        ({"x": X[0]}, r"x must have shape (samples, 3), got (3,)"),
+        ({"x": [[1, 2, 3], [4]]}, "x must be an array of shape (samples, 3), got"),
+        ({"x": [["a", "b", "c"]]}, "x must be real numbers, got dtype <U1"),
+        ({"x": X * 1j}, "x must be real numbers, got dtype complex128"),
+        ({"x": np.where(X == 7, np.nan, X)}, "x must be finite in float32, got nan at index (2, 1)"),
+        ({"x": X * 1e300}, "x must be finite in float32, got inf at index (0, 1)"),
+        ({"y": Y[:3]}, "y must have shape (4, 1), got (3, 1)"),
+        ({"y": Y + np.inf}, "y must be finite in float64, got inf at index (0, 0)"),
+        ({"net": CLASSES}, "y must have shape (4, 4), got (4,)"),
+        ({"batches": [0, 1]}, "batches must have shape (updates, batch) with at least one of each"),
+        ({"batches": np.zeros((0, 2), int)}, "batches must have shape (updates, batch)"),
+        ({"batches": np.zeros((2, 0), int)}, "batches must have shape (updates, batch)"),
+        ({"batches": [[0, 4]]}, "batches must be indices in 0 ... 3, got 4"),
+        ({"batches": [[0, -1]]}, "batches must be indices in 0 ... 3, got -1"),
+        ({"batches": [[0.0, 1.0]]}, "batches must be integer indices, got dtype float64"),
+        ({"batches": [[0], [1, 2]]}, "batches must have shape (updates, batch), got"),
+        ({"seed": -1}, "seed must be an integer in 0 ... 2**64 - 1, got -1"),
+        ({"seed": 2**64}, "seed must be an integer in 0 ... 2**64 - 1, got"),
+        ({"seed": 1.5}, "seed must be an integer or a sequence of them, got 1.5"),
+        ({"seed": "12"}, "seed must be an integer or a sequence of them, got '12'"),
+        ({"seed": True}, "seed must be an integer in 0 ... 2**64 - 1, got True"),
+        ({"seed": []}, "seed must hold at least one seed, got none"),
+        ({"seed": [3, 1, 3]}, "seed must hold distinct seeds, got 3 more than once"),
+        ({"seed": [3, -1]}, "seed[1] must be an integer in 0 ... 2**64 - 1, got -1"),
+        ({"backward": "free"}, "backward must be one of 'reused', 'decoupled', got 'free'"),
+        ({"engine": "fast"}, "engine must be one of 'auto', 'dense', got 'fast'"),
+        ({"device": "tpu"}, "device must be one of 'cpu', got 'tpu'"),
+        ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64', got 'float16'"),
+        ({"dtype": None}, "dtype must be one of 'float32', 'float64', got None"),
+        ({"noise_depth": 3}, "noise_depth must be a multiple of depth=2, got 3"),
+        ({"noise_depth": 0}, "noise_depth must be a positive integer"),
+        ({"noise_depth": 2**24 + 2}, "noise_depth must be a positive integer of at most 16777216"),
+        ({"threads": 0}, "threads must be a positive integer"),
+        ({"record": "features"}, "record must be a sequence of names"),
+        ({"record": ["speed"]}, "record must be one of 'outputs', 'losses'"),
+        ({"progress": 3}, "progress must be True, False or a function"),
+        ({"overwrite_weights": True}, "overwrite_weights needs weights to overwrite"),
+        ({"weights": 3}, "weights must be an nfd_fast.Weights, got 3"),
+    ],
+)
+def test_refusals_name_argument_expected_and_got(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(**changes)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (Y, "y must be integer labels for loss 'cross_entropy', got dtype float64"),
+        ([0, 1, 2], "y must have shape (4,), got (3,)"),
+        ([0, 1, 2, 4], "y must be labels in 0 ... 3, got 4 at index 3"),
+        ([0, -1, 2, 3], "y must be labels in 0 ... 3, got -1 at index 1"),
+    ],
+)
+def test_labels_are_checked(y: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(net=CLASSES, sgd=nfd.SGD(0.1, loss="cross_entropy"), y=y)
+
+
+def test_cross_entropy_needs_two_outputs() -> None:
+    with pytest.raises(ValueError, match="needs outputs of at least 2, got outputs=1"):
+        train(sgd=nfd.SGD(0.1, loss="cross_entropy"), y=[0, 0, 0, 0])
+
+
+def test_explicit_weights_are_checked() -> None:
+    weights = nfd.initial_weights(NET, 0)
+    wide = nfd.initial_weights(nfd.ResNet(width=6, depth=2, inputs=3), 0)
+    double = nfd.initial_weights(NET, 0, dtype="float64")
+    for changes, message in [
+        ({"weights": wide}, "weights.input must have shape (5, 3), got (6, 3)"),
+        ({"weights": double}, "weights.input must be a NumPy array of dtype float32"),
+        ({"weights": weights, "seed": [1, 2]}, "weights start a single network"),
+        ({"weights": weights, "noise_depth": 4}, "noise_depth describes weights drawn"),
+        ({"weights": weights, "backward": "decoupled"}, "weights.backward_hidden must be an array"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(**changes)
+    weights.hidden.flags.writeable = False
+    train(weights=weights)
+    with pytest.raises(ValueError, match=re.escape("weights.hidden must be C-contiguous and writ")):
+        train(weights=weights, overwrite_weights=True)
+    weights.hidden.flags.writeable = True
+    weights.hidden[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=re.escape("weights.hidden must be finite in float32")):
+        train(weights=weights)
+
+
+def test_too_little_memory_is_said_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MemoryError, match=r"this needs about 3\.7.*e\+0?[0-9]+ GiB and .* GiB are"):
+        train(net=nfd.ResNet(width=10**6, depth=1000, inputs=3))
+    with pytest.raises(MemoryError, match="take a smaller width or depth"):
+        nfd.initial_weights(nfd.ResNet(width=10**6, depth=1000, inputs=3), 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(MemoryError, match="take a smaller width, depth or batch"):
+        train()
+
+
+def test_the_memory_estimate_is_what_is_taken() -> None:
+    """The formula of a dense run: weights, L+1 layers of features, four more, tiles, inputs."""
+    from nfd_fast import _core
+
+    width, depth, inputs, batch = 1000, 3, 7, 5
+    task = _core.DenseTask32(
+        width=width, depth=depth, branch_factor=1.0, skip=True, activation=0,
+        loss=_core.Loss.mse, learning_rate=0.1, train=(True, True, True), decoupled=False, fine=1,
+        x=np.zeros((9, inputs), np.float32), targets=np.zeros((9, 1)), labels=None, outputs=1,
+        batches=np.zeros((2, batch), np.int64), seeds=np.zeros(4, np.uint64), input=None,
+        hidden=None, readout=None, backward_hidden=None, overwrite=False, keep_adjoints=False,
+        keep_first_features=False,
+    )  # fmt: skip
+    one = task.bytes(1, False)
+    weights = width * inputs + depth * width**2 + width
+    state = (depth + 1 + 2 + 2) * batch * width
+    assert one == pytest.approx(4 * (weights + state), rel=0.01)
+    assert task.bytes(2, True) == 2 * one
+    assert one < task.bytes(2, False) < 1.01 * one
+
+
+def test_progress_counts_every_pass_and_may_stop_the_run() -> None:
+    seen: list[tuple[int, int]] = []
+    train(progress=lambda done, total: seen.append((done, total)), seed=range(3))
+    assert seen[-1] == (9, 9)
+
+    def stop(done: int, total: int) -> None:
+        raise RuntimeError(f"enough at {done} of {total}")
+
+    with pytest.raises(RuntimeError, match="enough at"):
+        train(progress=stop)
+
+
+def test_an_ensemble_adds_a_leading_axis_to_everything() -> None:
+    record = list(nfd.train.__globals__["observables"].OBSERVABLES)
+    single, pair = train(record=record, seed=7), train(record=record, seed=[3, 7])
+    assert single.outputs.shape == (3, 2, 1)
+    assert pair.outputs.shape == (2, 3, 2, 1)
+    assert set(single.observables) == set(record)
+    for name, array in single.observables.items():
+        other = pair.observables[name]
+        if isinstance(array, tuple):
+            assert isinstance(other, tuple)
+            assert all(np.array_equal(a, b[1]) for a, b in zip(array, other, strict=True))
+        else:
+            assert array.dtype == np.float64
+            assert np.array_equal(array, np.asarray(other)[1])
+
+
+def test_divergence_names_update_and_layer_and_keeps_what_was_recorded() -> None:
+    net = nfd.ResNet(width=16, depth=4, inputs=3, activation="relu", parameterization="mup")
+    with pytest.raises(nfd.DivergenceError) as caught:
+        train(net=net, sgd=nfd.SGD(1e6), batches=[[0, 1]] * 30, seed=[5, 6], record=["features"])
+    error = caught.value
+    assert error.quantity in ("features", "adjoints", "outputs")
+    assert error.seed == 5
+    assert 0 <= error.layer <= 5
+    assert f"after {error.update} updates" in str(error)
+    run = error.run
+    assert run is not None
+    recorded = np.isfinite(run.losses[0])
+    assert recorded[: error.update].all()
+    assert not recorded[error.update + 1 :].any()
+    features = np.asarray(run.observables["features"])[0]
+    assert np.isfinite(features[: error.update]).all()
+    assert np.isnan(features[error.update + 1 :]).all()
+
+
+def test_replicas_that_do_not_diverge_are_complete() -> None:
+    """A learning rate at the edge: some seeds diverge, the others equal their single runs."""
+    net = nfd.ResNet(width=3, depth=1, inputs=3, activation="identity")
+    sgd = nfd.SGD(0.02)
+    batches = [[0, 1, 2, 3]] * 2000
+    with pytest.raises(nfd.DivergenceError) as caught:
+        train(net=net, sgd=sgd, batches=batches, seed=range(40))
+    run = caught.value.run
+    assert run is not None
+    complete = np.isfinite(run.losses).all(axis=1)
+    assert 0 < complete.sum() < 40
+    alone = train(net=net, sgd=sgd, batches=batches, seed=int(np.argmax(complete)))
+    assert np.array_equal(alone.losses, run.losses[np.argmax(complete)])
+
+
+def test_inputs_are_never_changed() -> None:
+    x, y, batches = X.copy(), Y.copy(), BATCHES.copy()
+    x.flags.writeable = y.flags.writeable = batches.flags.writeable = False
+    train(x=x, y=y, batches=batches)
+    assert np.array_equal(x, X)
+    train(x=X.astype(">f8"), y=list(Y), batches=BATCHES.astype(">u2"))
