@@ -24,6 +24,11 @@ mp.dps = 60
 PRECISION = {"float": 24, "double": 53}
 EXPONENT_BITS = {"float": 8, "double": 11}
 
+# Arguments from which on a function is constant in the type: where its fit ends.
+GAUSS_LIMIT = {"float": mpf(15), "double": mpf(39)}
+ERF_SATURATION = {"float": mpf(4), "double": mpf(6)}
+TANH_SATURATION = {"float": mpf("9.02"), "double": mpf("19.1")}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -224,7 +229,7 @@ def tables(dtype):
     def tanh_ratio(z):
         return tanh(sqrt(z)) / sqrt(z)
 
-    gauss_limit = pick(mpf(15), mpf(39))
+    gauss_limit = GAUSS_LIMIT[dtype]
     crowding = pick(7.0, 15.0)
 
     def mills(t):
@@ -293,7 +298,7 @@ def tables(dtype):
             lambda t: -log(erfc(t)) / t,
             lambda t: t * erfc(t) / (1 - erfc(t)),
             mpf(0),
-            pick(mpf(4), mpf(6)),
+            ERF_SATURATION[dtype],
             pick((8, 0), (22, 0)),
         ),
         Table(
@@ -330,7 +335,7 @@ def tables(dtype):
                 tanh_ratio,
                 lambda z: 1 / tanh_ratio(z),
                 mpf(0),
-                mpf("9.02") ** 2,
+                TANH_SATURATION[dtype] ** 2,
                 (4, 4),
                 first=mpf(1),
                 crowding=20.0,
@@ -346,10 +351,13 @@ def print_struct(dtype):
     scalars = [
         ("log2_e", 1 / log(2), "1/log 2"),
         ("log_2", log(2), "log 2"),
-        ("log_2_high", log2_high, "few enough bits: exact times any exponent"),
+        ("log_2_high", log2_high, "times any exponent: exact"),
         ("log_2_low", log(2) - log2_high, "what is left of log 2"),
         ("sqrt_half", sqrt(mpf(1) / 2), "sqrt(1/2)"),
         ("two_over_sqrt_pi", 2 / sqrt(pi), "2/sqrt(pi)"),
+        ("gauss_limit", GAUSS_LIMIT[dtype], "t^2 e^(-t^2/2) is zero from here on"),
+        ("erf_saturation", ERF_SATURATION[dtype], "erf(t) is 1 from here on"),
+        ("tanh_saturation", TANH_SATURATION[dtype], "tanh(t) is 1 from here on"),
     ]
     for name, value, comment in scalars:
         line = f"    static constexpr {dtype} {name} = {literal(rounded(value, bits), dtype)};"

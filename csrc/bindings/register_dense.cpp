@@ -36,9 +36,8 @@ DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_fac
                        std::optional<Array<std::int64_t>> labels, std::int64_t outputs,
                        Array<std::int64_t> batches, Array<std::uint64_t> seeds,
                        std::optional<Array<T>> input, std::optional<Array<T>> hidden,
-                       std::optional<Array<T>> readout,
-                       std::optional<Array<T>> backward_hidden, bool overwrite,
-                       bool keep_adjoints, bool keep_first_features) {
+                       std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
+                       bool overwrite, bool keep_adjoints, bool keep_first_features) {
     DenseTask<T> task;
     const std::int64_t samples = x.shape(0), inputs = x.shape(1);
     require_shape("x", x, {samples, inputs});
@@ -108,10 +107,8 @@ Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_p
     p.records.outputs = record("outputs", {p.replicas, rows, batch, p.outputs});
     p.records.losses = record("losses", {p.replicas, rows});
     p.records.features = record("features", {p.replicas, rows, layers, batch, p.stack.width});
-    p.records.adjoints =
-        record("adjoints", {p.replicas, p.updates, layers, batch, p.stack.width});
-    p.records.feature_kernels =
-        record("feature_kernels", {p.replicas, rows, layers, batch, batch});
+    p.records.adjoints = record("adjoints", {p.replicas, p.updates, layers, batch, p.stack.width});
+    p.records.feature_kernels = record("feature_kernels", {p.replicas, rows, layers, batch, batch});
     p.records.activation_kernels =
         record("activation_kernels", {p.replicas, rows, p.stack.depth, batch, batch});
     p.records.adjoint_kernels =
@@ -144,17 +141,18 @@ void register_typed(py::module_& module, const char* name) {
              py::arg("labels").noconvert(), py::arg("outputs"), py::arg("batches").noconvert(),
              py::arg("seeds").noconvert(), py::arg("input").noconvert(),
              py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
-             py::arg("backward_hidden").noconvert(), py::arg("overwrite"),
-             py::arg("keep_adjoints"), py::arg("keep_first_features"))
-        .def("bytes",
-             [](const DenseTask<T>& task, int threads, bool replicas_in_parallel) {
-                 DenseProblem<T> p = task.problem;
-                 p.threads = threads;
-                 p.replicas_in_parallel = replicas_in_parallel;
-                 return dense_bytes(p);
-             },
-             py::arg("threads"), py::arg("replicas_in_parallel"),
-             "Bytes that run() allocates besides the records.")
+             py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("keep_adjoints"),
+             py::arg("keep_first_features"))
+        .def(
+            "bytes",
+            [](const DenseTask<T>& task, int threads, bool replicas_in_parallel) {
+                DenseProblem<T> p = task.problem;
+                p.threads = threads;
+                p.replicas_in_parallel = replicas_in_parallel;
+                return dense_bytes(p);
+            },
+            py::arg("threads"), py::arg("replicas_in_parallel"),
+            "Bytes that run() allocates besides the records.")
         .def("run", &run_task<T>, py::arg("threads"), py::arg("replicas_in_parallel"),
              py::arg("records"), py::arg("progress"));
 }

@@ -22,11 +22,14 @@ void register_info(py::module_& module) {
         throw py::import_error(error.what());
     }
     module.def("instruction_set", [] { return std::string(kernels().name); });
-    module.def("compiled_instruction_sets", [] { return py::tuple(py::cast(compiled_instruction_sets())); });
-    module.def("supported_instruction_sets", [] { return py::tuple(py::cast(supported_instruction_sets())); });
+    module.def("compiled_instruction_sets",
+               [] { return py::tuple(py::cast(compiled_instruction_sets())); });
+    module.def("supported_instruction_sets",
+               [] { return py::tuple(py::cast(supported_instruction_sets())); });
     module.def("blas", [] { return std::string(blas::description()); });
-    module.def("default_threads", [] { return omp_get_max_threads(); },
-               "Processors of this process, or OMP_NUM_THREADS.");
+    module.def(
+        "default_threads", [] { return omp_get_max_threads(); },
+        "Processors of this process, or OMP_NUM_THREADS.");
     module.def("most_threads", [] { return blas::kMostCallers; });
     module.attr("VERSION") = NFD_FAST_VERSION;
     module.attr("COMPILER") = NFD_FAST_COMPILER;

@@ -15,8 +15,8 @@ LayerStack stack_of(const Array<T>& features, double branch_factor, bool skip, i
     if (features.ndim() != 3 || features.shape(0) < 1) {
         throw py::value_error("features must have shape (depth + 1, batch, width)");
     }
-    return {features.shape(2),         features.shape(0) - 1, features.shape(1),
-            branch_factor, skip, activation};
+    return {features.shape(2), features.shape(0) - 1, features.shape(1), branch_factor, skip,
+            activation};
 }
 
 template <class T>

@@ -109,15 +109,15 @@ void register_noise(py::module_& module) {
     py::tuple names(8);
     std::size_t next = 0;
     py::native_enum<Stream> streams(module, "Stream", "enum.IntEnum");
-#define NFD_FAST_STREAM_NAME(name)        \
-    names[next++] = py::str(#name);       \
+#define NFD_FAST_STREAM_NAME(name)  \
+    names[next++] = py::str(#name); \
     streams.value(#name, Stream::name);
     NFD_FAST_STREAMS(NFD_FAST_STREAM_NAME)
 #undef NFD_FAST_STREAM_NAME
     streams.finalize();
     module.attr("STREAMS") = names;
-    module.def("philox", &philox, py::arg("counters").noconvert(), py::arg("key0"),
-               py::arg("key1"), py::arg("out").noconvert());
+    module.def("philox", &philox, py::arg("counters").noconvert(), py::arg("key0"), py::arg("key1"),
+               py::arg("out").noconvert());
     module.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("layer"),
                py::arg("columns").noconvert(), py::arg("out").noconvert(), py::arg("threads"));
     register_typed<float>(module);

@@ -42,20 +42,19 @@ CBLAS_TRANSPOSE flag(Transpose transpose) {
 
 }  // namespace
 
-void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows,
-              std::int64_t columns, std::int64_t inner, float alpha, const float* a,
-              std::int64_t stride_a, const float* b, std::int64_t stride_b, float beta, float* c,
-              std::int64_t stride_c) {
+void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, std::int64_t columns,
+              std::int64_t inner, float alpha, const float* a, std::int64_t stride_a,
+              const float* b, std::int64_t stride_b, float beta, float* c, std::int64_t stride_c) {
     NFD_FAST_BLAS(cblas_sgemm)
     (CblasRowMajor, flag(transpose_a), flag(transpose_b), static_cast<int>(rows),
      static_cast<int>(columns), static_cast<int>(inner), alpha, a, static_cast<int>(stride_a), b,
      static_cast<int>(stride_b), beta, c, static_cast<int>(stride_c));
 }
 
-void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows,
-              std::int64_t columns, std::int64_t inner, double alpha, const double* a,
-              std::int64_t stride_a, const double* b, std::int64_t stride_b, double beta,
-              double* c, std::int64_t stride_c) {
+void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, std::int64_t columns,
+              std::int64_t inner, double alpha, const double* a, std::int64_t stride_a,
+              const double* b, std::int64_t stride_b, double beta, double* c,
+              std::int64_t stride_c) {
     NFD_FAST_BLAS(cblas_dgemm)
     (CblasRowMajor, flag(transpose_a), flag(transpose_b), static_cast<int>(rows),
      static_cast<int>(columns), static_cast<int>(inner), alpha, a, static_cast<int>(stride_a), b,

@@ -11,14 +11,13 @@ namespace nfd_fast::blas {
 enum class Transpose : bool { no, yes };
 
 // Row-major C = alpha op(A) op(B) + beta C, with op(A) rows x inner and op(B) inner x columns.
-void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows,
-              std::int64_t columns, std::int64_t inner, float alpha, const float* a,
-              std::int64_t stride_a, const float* b, std::int64_t stride_b, float beta, float* c,
+void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, std::int64_t columns,
+              std::int64_t inner, float alpha, const float* a, std::int64_t stride_a,
+              const float* b, std::int64_t stride_b, float beta, float* c, std::int64_t stride_c);
+void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, std::int64_t columns,
+              std::int64_t inner, double alpha, const double* a, std::int64_t stride_a,
+              const double* b, std::int64_t stride_b, double beta, double* c,
               std::int64_t stride_c);
-void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows,
-              std::int64_t columns, std::int64_t inner, double alpha, const double* a,
-              std::int64_t stride_a, const double* b, std::int64_t stride_b, double beta,
-              double* c, std::int64_t stride_c);
 
 // While one exists, the BLAS library runs each product in its caller's thread. Nests, and may be
 // held by several threads at once.

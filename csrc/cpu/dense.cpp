@@ -25,29 +25,30 @@ constexpr std::size_t kAlignment = 64;
 template <class T>
 struct Workspace {
     WeightArrays<T> weights;
-    T* features;               // (L+1, B, n)
-    T* first_features;         // the same of row 0, for the movement
-    T* activations;            // (2, B, n)
-    T* adjoints;               // (2 or L+1, B, n)
-    T* tiles;                  // (members, 2, B, tile)
-    T* x;                      // (B, d) of the current batch
-    T* weighted_x;             // (B, d) times -step w_b
-    double* outputs;           // (B, C)
-    double* chi;               // (B, C) derivative of the loss of each sample
-    double* sample_weights;    // (B,) w_b
-    double* gram;              // (members, B * kGramNeurons)
+    T* features;             // (L+1, B, n)
+    T* first_features;       // the same of row 0, for the movement
+    T* activations;          // (2, B, n)
+    T* adjoints;             // (2 or L+1, B, n)
+    T* tiles;                // (members, 2, B, tile)
+    T* x;                    // (B, d) of the current batch
+    T* weighted_x;           // (B, d) times -step w_b
+    double* outputs;         // (B, C)
+    double* chi;             // (B, C) derivative of the loss of each sample
+    double* sample_weights;  // (B,) w_b
+    double* gram;            // (members, B * kGramNeurons)
 };
 
+// A member without a tile of its own would only wait at barriers.
 template <class T>
 int team_size(const DenseProblem<T>& p) {
-    return p.replicas_in_parallel ? 1 : p.threads;
+    const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
+    return p.replicas_in_parallel ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, tiles));
 }
 
 template <class T>
 int workspaces(const DenseProblem<T>& p) {
-    return p.replicas_in_parallel
-               ? static_cast<int>(std::min<std::int64_t>(p.threads, p.replicas))
-               : 1;
+    return p.replicas_in_parallel ? static_cast<int>(std::min<std::int64_t>(p.threads, p.replicas))
+                                  : 1;
 }
 
 // Cuts `base` into the arrays of a workspace and returns the bytes used. In double, since a
@@ -102,10 +103,7 @@ template <class T>
 class Replica {
   public:
     Replica(const DenseProblem<T>& problem, Workspace<T>& workspace, Monitor& monitor)
-        : p_(problem),
-          w_(workspace),
-          monitor_(monitor),
-          bad_(problem.stack.depth + 2) {}
+        : p_(problem), w_(workspace), monitor_(monitor), bad_(problem.stack.depth + 2) {}
 
     void train(std::int64_t replica, Team team) {
         initialize(replica, team);
@@ -141,14 +139,16 @@ class Replica {
             if (!given) {
                 fill(own);
             } else if (own != given) {
-                team.for_tiles(count, std::int64_t{1} << 16, [&](std::int64_t first, std::int64_t now) {
-                    std::copy_n(given + first, now, own + first);
-                });
+                team.for_tiles(count, std::int64_t{1} << 16,
+                               [&](std::int64_t first, std::int64_t now) {
+                                   std::copy_n(given + first, now, own + first);
+                               });
             }
         };
         const auto fill_hidden = [&](Stream stream) {
             return [&, stream](T* out) {
-                fill_matrices(seed, stream, s.depth, s.width, s.width, p_.fine, out, monitor_, team);
+                fill_matrices(seed, stream, s.depth, s.width, s.width, p_.fine, out, monitor_,
+                              team);
             };
         };
         const std::int64_t hidden_count = s.depth * s.matrix_size();
@@ -292,8 +292,7 @@ class Replica {
             p_.learning_rate * mean_over_batch() / std::sqrt(static_cast<double>(p_.inputs));
         for (std::int64_t b = 0; b < p_.stack.batch; ++b) {
             kernels().of<T>().scale(static_cast<T>(-step * w_.sample_weights[b]),
-                                    w_.x + b * p_.inputs, p_.inputs,
-                                    w_.weighted_x + b * p_.inputs);
+                                    w_.x + b * p_.inputs, p_.inputs, w_.weighted_x + b * p_.inputs);
         }
     }
 
@@ -409,7 +408,7 @@ void train_dense(const DenseProblem<T>& problem, Monitor& monitor) {
     if (!problem.replicas_in_parallel) {
         for (std::int64_t r = 0; r < problem.replicas && !monitor.stopped(); ++r) {
             Replica<T> replica(problem, workspace[0], monitor);
-            run_team(problem.threads, [&](Team team) { replica.train(r, team); });
+            run_team(team_size(problem), [&](Team team) { replica.train(r, team); });
         }
         return;
     }

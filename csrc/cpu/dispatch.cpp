@@ -15,9 +15,9 @@
 
 namespace nfd_fast {
 
-#define NFD_FAST_DECLARE_TABLE(target)      \
-    namespace target {                      \
-    extern const KernelTable kernel_table;  \
+#define NFD_FAST_DECLARE_TABLE(target)     \
+    namespace target {                     \
+    extern const KernelTable kernel_table; \
     }
 NFD_FAST_COMPILED_TARGETS(NFD_FAST_DECLARE_TABLE)
 #undef NFD_FAST_DECLARE_TABLE

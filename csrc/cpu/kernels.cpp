@@ -215,7 +215,8 @@ double sum_of(std::int64_t count, F term) {
 #pragma omp simd
         for (int p = 0; p < kPartials; ++p) partial[p] = term(i + p, partial[p]);
     }
-    for (std::int64_t i = whole; i < count; ++i) partial[i % kPartials] = term(i, partial[i % kPartials]);
+    for (std::int64_t i = whole; i < count; ++i)
+        partial[i % kPartials] = term(i, partial[i % kPartials]);
     for (int half = kPartials / 2; half > 0; half /= 2) {
         for (int p = 0; p < half; ++p) partial[p] += partial[p + half];
     }
@@ -238,10 +239,17 @@ double squared_distance(const T* x, const T* y, std::int64_t count) {
 }
 
 template <class T>
-constexpr VectorKernels<T> kVectorKernels{
-    normal_neurons<T>, normal_columns<T>, box_muller_blocks<T>, activate<T>,
-    differentiate<T>,  adjoint_step<T>,   scale<T>,             axpy<T>,
-    all_finite<T>,     dot<T>,            squared_distance<T>};
+constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
+                                          normal_columns<T>,
+                                          box_muller_blocks<T>,
+                                          activate<T>,
+                                          differentiate<T>,
+                                          adjoint_step<T>,
+                                          scale<T>,
+                                          axpy<T>,
+                                          all_finite<T>,
+                                          dot<T>,
+                                          squared_distance<T>};
 
 }  // namespace
 

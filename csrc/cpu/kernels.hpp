@@ -33,7 +33,7 @@ struct VectorKernels {
                          T scale, std::int64_t count, T* out);
 
     void (*scale)(T factor, const T* x, std::int64_t count, T* out);  // out = factor x
-    void (*axpy)(T factor, const T* x, std::int64_t count, T* y);    // y += factor x
+    void (*axpy)(T factor, const T* x, std::int64_t count, T* y);     // y += factor x
     bool (*all_finite)(const T* x, std::int64_t count);
     double (*dot)(const T* x, const T* y, std::int64_t count);
     double (*squared_distance)(const T* x, const T* y, std::int64_t count);

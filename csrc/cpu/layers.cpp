@@ -103,8 +103,8 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
             for (std::int64_t b = 0; b < stack.batch; ++b) {
                 const std::int64_t at = b * n + first;
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
-                                    before + at, product + b * count, branch_scale<T>(stack),
-                                    count, below + at);
+                                    before + at, product + b * count, branch_scale<T>(stack), count,
+                                    below + at);
                 if (!vector.all_finite(below + at, count)) bad.report(l - 1);
             }
             if (update.hidden) update_tile(stack, before, above, update, l, first, count, weighted);
@@ -127,12 +127,12 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
     }
 }
 
-#define NFD_FAST_INSTANTIATE(T)                                                                 \
-    template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadLayer&,        \
-                                    Monitor&, Team);                                            \
-    template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,    \
-                                     const HiddenUpdate<T>&, T*, FirstBadLayer&, Monitor&, Team); \
-    template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&, \
+#define NFD_FAST_INSTANTIATE(T)                                                                    \
+    template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadLayer&, Monitor&, \
+                                    Team);                                                         \
+    template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,       \
+                                     const HiddenUpdate<T>&, T*, FirstBadLayer&, Monitor&, Team);  \
+    template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&,  \
                                    T*, Monitor&, Team);
 NFD_FAST_INSTANTIATE(float)
 NFD_FAST_INSTANTIATE(double)

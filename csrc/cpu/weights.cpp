@@ -57,18 +57,17 @@ void fill_vectors(std::uint64_t seed, Stream stream, std::int64_t columns, std::
         if (monitor.stopped()) return;
         const std::int64_t column = index / tiles;
         const std::int64_t first = index % tiles * kNeurons;
-        kernels().of<T>().normal_neurons(noise_address(seed, stream, 1),
-                                         static_cast<std::uint32_t>(column), first,
-                                         std::min(kNeurons, width - first),
-                                         out + column * width + first);
+        kernels().of<T>().normal_neurons(
+            noise_address(seed, stream, 1), static_cast<std::uint32_t>(column), first,
+            std::min(kNeurons, width - first), out + column * width + first);
     });
 }
 
-#define NFD_FAST_INSTANTIATE(T)                                                             \
-    template void fill_matrices<T>(std::uint64_t, Stream, std::int64_t, std::int64_t,       \
-                                   std::int64_t, std::int64_t, T*, Monitor&, Team);         \
-    template void fill_vectors<T>(std::uint64_t, Stream, std::int64_t, std::int64_t, T*,    \
-                                  Monitor&, Team);
+#define NFD_FAST_INSTANTIATE(T)                                                                    \
+    template void fill_matrices<T>(std::uint64_t, Stream, std::int64_t, std::int64_t,              \
+                                   std::int64_t, std::int64_t, T*, Monitor&, Team);                \
+    template void fill_vectors<T>(std::uint64_t, Stream, std::int64_t, std::int64_t, T*, Monitor&, \
+                                  Team);
 NFD_FAST_INSTANTIATE(float)
 NFD_FAST_INSTANTIATE(double)
 #undef NFD_FAST_INSTANTIATE

@@ -10,7 +10,8 @@
 namespace nfd_fast {
 
 // rows x columns matrices of `layers` layers, indexed [layer][neuron][column], entries N(0, 1).
-// Layer l sums the fine layers (l-1) fine + 1 ... l fine in increasing order, times fine^(-1/2).
+// Layer l sums the fine layers (l-1) fine + 1 ... l fine in increasing order, in T, times
+// fine^(-1/2).
 template <class T>
 void fill_matrices(std::uint64_t seed, Stream stream, std::int64_t layers, std::int64_t rows,
                    std::int64_t columns, std::int64_t fine, T* out, Monitor& monitor, Team team);

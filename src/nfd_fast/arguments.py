@@ -49,7 +49,7 @@ def integer(
 def real(name: str, value: object, *, positive: bool) -> float:
     """Return ``value`` as a finite float that is positive (or nonnegative), or raise ValueError."""
     what = "a positive finite number" if positive else "a nonnegative finite number"
-    if not isinstance(value, (bool, np.bool_, str)):
+    if not isinstance(value, (bool, np.bool_, str, bytes, bytearray)):
         try:
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):

@@ -38,8 +38,8 @@ class ResNet:
     Raises
     ------
     ValueError
-        For sizes that are not positive integers below 2³², a horizon that is not positive and
-        finite, or an unknown option.
+        For sizes that are not positive integers, a depth beyond 2²⁴, other sizes beyond 2³², a
+        horizon that is not positive and finite, or an unknown option.
 
     Notes
     -----

@@ -15,9 +15,9 @@ from nfd_fast.reference.observables import OBSERVABLES
 
 # Relative to the largest entry of each observable of the run. Both sides round the same formulas in
 # the same dtype, in another order: √n eps per pass and layer, through at most K·2L = 50 layers with
-# random signs, each amplified by what follows it, (1 + β‖Ŵ‖)^L ≤ 3^5 in the reference points without
-# 1/√L: √(257·50)·3^5 eps = 3e4 eps if the widest, longest and steepest run were one. The steep runs
-# here are narrow and short (L = 2, K = 2, n = 9), the others have β‖Ŵ‖ ≤ 1: a tenth of that.
+# random signs, each amplified by what follows it, (1 + β‖Ŵ‖)^L ≤ 3^5 in the reference points
+# without 1/√L: √(257·50)·3^5 eps = 3e4 eps if the widest, longest and steepest run were one. The
+# steep runs here are narrow and short (L = 2, K = 2, n = 9), the others have β‖Ŵ‖ ≤ 1: a tenth.
 TOLERANCE = {dtype: 2500 * float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}
 
 EVERYTHING = tuple(OBSERVABLES)

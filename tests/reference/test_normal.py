@@ -104,7 +104,7 @@ def test_normals_belong_to_their_words(
     whole = -(-size // 4) * 4
     words = implementation.words(seed, stream, whole, layer=layer, columns=columns)
     for dtype in ("float32", "float64"):
-        expected = implementation.box_muller(words.reshape(-1, 4), dtype).reshape(-1, whole)
+        expected = implementation.box_muller(words.reshape(-1, 4), dtype).reshape(words.shape)
         found = implementation.normal(seed, stream, size, layer=layer, columns=columns, dtype=dtype)
         np.testing.assert_array_equal(found, expected[:, :size])
 

@@ -3,6 +3,17 @@
 // `value` and `derivative` are straight-line code like everything in elementary.hpp. Infinite
 // arguments give the limit, no finite argument overflows on the way, and NaN gives NaN (except in
 // the derivative of the identity, which does not look at its argument).
+//
+// Largest errors in ulp, without / with fused multiply-add, by the sweep of elementary.hpp; gelu'
+// and silu', which have a zero, relative to max(|f'|, 0.1). Results below the normal numbers are
+// within 2.3 units of the smallest positive number.
+//
+//                  float value   derivative      double value   derivative
+//     tanh         5.5 / 4.9     4.0 / 3.9       2.5 / 2.5      3.2 / 3.2
+//     erf          3.9 / 3.9     3.3 / 1.9       3.0 / 3.0      1.3 / 1.2
+//     gelu         5.6 / 4.9     5.5 / 4.9       5.0 / 4.2      3.7 / 3.6
+//     silu         2.8 / 2.6     4.3 / 4.1       2.2 / 2.2      3.4 / 3.2
+//     softplus     2.8 / 2.8     2.4 / 2.4       2.8 / 2.8      2.1 / 2.1
 
 #pragma once
 
@@ -13,14 +24,14 @@
 
 /// X(name, formula). The order fixes the numbers of `Activation`, which are stored and passed
 /// between languages: append, never reorder.
-#define NFD_FAST_ACTIVATIONS(X)                       \
-    X(identity, "x")                                  \
-    X(relu, "max(x, 0), with derivative 0 at 0")      \
-    X(abs, "|x|, with derivative 0 at 0")             \
-    X(tanh, "tanh(x)")                                \
-    X(erf, "erf(x)")                                  \
+#define NFD_FAST_ACTIVATIONS(X)                               \
+    X(identity, "x")                                          \
+    X(relu, "max(x, 0), with derivative 0 at 0")              \
+    X(abs, "|x|, with derivative 0 at 0")                     \
+    X(tanh, "tanh(x)")                                        \
+    X(erf, "erf(x)")                                          \
     X(gelu, "x Phi(x), Phi the normal distribution function") \
-    X(silu, "x / (1 + exp(-x))")                      \
+    X(silu, "x / (1 + exp(-x))")                              \
     X(softplus, "log(1 + exp(x))")
 
 namespace nfd_fast {
@@ -96,7 +107,8 @@ struct erf {
 };
 
 // gelu, silu and softplus are relu plus an even function that decays at both ends:
-//     gelu x = relu x - t (1 - Phi(t)),  silu x = relu x - t e/(1+e),  softplus x = relu x + log(1+e)
+//     gelu x = relu x - t (1 - Phi(t)),  silu x = relu x - t e/(1+e),  softplus x = relu x +
+//     log(1+e)
 // with t = |x|, e = e^-t. One formula serves both signs, the negative tail has relative accuracy,
 // and on the positive side, where terms are subtracted, the result is never below half of relu x.
 // The derivatives of gelu and silu satisfy f'(x) + f'(-x) = 1: the negative side is computed.
@@ -104,7 +116,7 @@ struct erf {
 struct gelu {
     template <class T>
     NFD_FAST_INLINE static T value(T x) {
-        const T t = at_most(absolute(x), FloatFormat<T>::gauss_limit);
+        const T t = at_most(absolute(x), Coefficients<T>::gauss_limit);
         const auto gaussian = scaled_exponential_of_square(T(-0.5), t);
         return at_least(x, T(0)) - gaussian.times(t * scaled_gaussian_tail(t));
     }
@@ -112,7 +124,7 @@ struct gelu {
     /// f'(-t) = (1 - Phi(t)) - t phi(t), phi the normal density
     template <class T>
     NFD_FAST_INLINE static T derivative(T x) {
-        const T t = at_most(absolute(x), FloatFormat<T>::gauss_limit);
+        const T t = at_most(absolute(x), Coefficients<T>::gauss_limit);
         const auto gaussian = scaled_exponential_of_square(T(-0.5), t);
         const T negative_side = gaussian.times(scaled_gelu_slope(t));
         return x < T(0) ? negative_side : T(1) - negative_side;
@@ -188,7 +200,8 @@ constexpr std::optional<Activation> find_activation(std::string_view name) {
 }
 
 /// Calls f(activation::relu{}) or whichever is asked for, so that f is compiled once for each and
-/// the choice stays outside its loop. Host only: the choice is made where a kernel is launched.
+/// the choice stays outside its loop. Host only: the choice is made where a kernel is launched. A
+/// value that is no enumerator calls nothing; find_activation is where names are checked.
 template <class F>
 void with_activation(Activation choice, F&& f) {
     switch (choice) {

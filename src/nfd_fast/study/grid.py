@@ -52,7 +52,7 @@ class _Training:
     )
     batch: int = _choice(32, "samples per update, B", int)
     updates: int = _choice(300, "SGD updates, K", int)
-    replicas: int = _choice(64, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
+    replicas: int = _choice(48, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
     seed: int = _choice(0, "seed of the first replica's weights", int)
     data_seed: int = _choice(0, "seed of the order of samples, the same for all replicas", int)
     dtype: str = _choice(

@@ -53,11 +53,10 @@ def figure(result: StudyResult, table: Sequence[Row]) -> Figure:
         for depth, colour in zip(config.depths, colours, strict=True):
             _draw_curves(panel, result, name, depth, colour)
         panel.set_title(TITLES[name])
-        panel.set_yscale("log")
+        _scale_loss_axis(panel)
         panel.set_xlim(0, config.updates)
         panel.set_xlabel("SGD updates")
         _draw_gaps(below, config.depths, colours, [r for r in table if r.parameterization == name])
-    _share_loss_axis(axes[0])
     axes[0, 0].set_ylabel(f"training loss ({config.loss.replace('_', '-')})")
     axes[1, 0].set_ylabel(f"relative gap in training loss,\nlast {config.window} updates")
     for panel in axes.flat:
@@ -99,25 +98,25 @@ def _draw_curves(
             panel.fill_between(updates, floor, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _share_loss_axis(panels: Sequence[Axes]) -> None:
-    """Give the loss panels the range of all mean curves, with plain numbers on its ticks.
+def _scale_loss_axis(panel: Axes) -> None:
+    """Fit the panel to its mean curves, with plain numbers on a logarithmic axis.
 
-    The curves and not their bands, which on a logarithmic axis may reach far down.
+    Each panel on its own, or one that trains further would press the others' curves together;
+    and to the curves rather than their bands, whose lower ends may be far down.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    curves = [np.asarray(line.get_ydata()) for panel in panels for line in panel.get_lines()]
+    panel.set_yscale("log")
+    curves = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
     if not curves:
         return
     low = 0.85 * min(float(curve.min()) for curve in curves)
     high = 1.15 * max(float(curve.max()) for curve in curves)
-    for column, panel in enumerate(panels):
-        panel.set_ylim(low, high)
-        decades = math.log10(high / low)
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 4 else (1,)))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.tick_params(labelleft=column == 0)
+    panel.set_ylim(low, high)
+    wide = math.log10(high / low) > 4
+    panel.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_gaps(
@@ -187,7 +186,8 @@ def _caption(result: StudyResult) -> str:
         f"learning rate {config.learning_rate:g}, batch {config.batch}, "
         f"{config.replicas} replicas, horizon {config.horizon:g}.\n"
         f"Curves: running mean over {config.smooth} updates. Gap: decoupled / reused − 1. "
-        f"Bands and bars: {CONFIDENCE:.0%} confidence intervals over replicas."
+        f"Bands and bars: {CONFIDENCE:.0%} confidence intervals over replicas. "
+        "Each panel has its own scale."
     )
 
 
