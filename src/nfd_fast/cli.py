@@ -206,25 +206,15 @@ def _study(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     cell = Cell(**_given(options, Cell))
     from nfd_fast import data, statistics
+    from nfd_fast.study.runner import train_cell
 
     statistics.require()
     dataset = data.load(cell.data)
     cell.check(dataset)
     batches = data.minibatches(dataset.samples, cell.batch, cell.updates, seed=cell.data_seed)
     start = time.perf_counter()
-    run = nfd_fast.train(
-        cell.net(dataset),
-        cell.sgd,
-        dataset.inputs,
-        dataset.targets(cell.loss),
-        batches=batches,
-        seed=cell.seeds,
-        backward=cell.backward,
-        dtype=cell.dtype,
-        threads=cell.threads,
-        record=(),
-        progress=_show_updates if sys.stderr.isatty() else False,
-    )
+    progress = _show_share if sys.stderr.isatty() else False
+    run = train_cell(cell, dataset, batches, progress)
     seconds = time.perf_counter() - start
     losses = statistics.mean_intervals(run.losses)
     if options.json:
@@ -249,9 +239,9 @@ def _train(options: argparse.Namespace) -> None:
     print(f"(row {cell.updates} is the first batch again)")
 
 
-def _show_updates(done: int, total: int) -> None:
+def _show_share(done: int, total: int) -> None:
     end = "\r" if done < total else "\r\033[K"
-    print(f"{done} of {total} updates", end=end, file=sys.stderr, flush=True)
+    print(f"{done / total:4.0%} done", end=end, file=sys.stderr, flush=True)
 
 
 def _spread(last: int, count: int) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfd_fast import data
+from nfd_fast import data, reference
 from nfd_fast.extras import MissingExtraError
 
 
@@ -77,6 +77,14 @@ def test_each_epoch_visits_every_sample_at_most_once(draw):
     for start in range(0, updates, samples // batch):
         epoch = batches[start : start + samples // batch].ravel()
         assert len(set(epoch.tolist())) == epoch.size
+
+
+def test_orders_sort_the_words_of_the_data_stream():
+    """The contract behind equal batches on every machine, from the specification of the noise."""
+    words = reference.words(5, "data", 20, layer=1, columns=[0, 1])
+    orders = [sorted(range(20), key=lambda sample: row[sample]) for row in words.tolist()]
+    expected = [order[start : start + 6] for order in orders for start in (0, 6, 12)]
+    assert data.minibatches(20, 6, 6, seed=5).tolist() == expected
 
 
 def test_a_longer_run_starts_alike():

@@ -21,7 +21,7 @@ from nfd_fast.extras import MissingExtraError
 from nfd_fast.study import progress
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.grid import StudyConfig
-from nfd_fast.study.runner import StudyInterrupted, run_cell, run_study
+from nfd_fast.study.runner import StudyInterrupted, cell_losses, run_study
 from nfd_fast.study.store import Store
 
 for module in ("sklearn", "rich", "scipy"):
@@ -141,7 +141,7 @@ def test_a_divergence_without_a_record_is_an_error(config, monkeypatch):
 
     monkeypatch.setattr(nfd_fast, "train", broken)
     with pytest.raises(DivergenceError):
-        run_cell(config.cells()[0], data.load("digits"), np.zeros((1, 1), dtype=np.int64))
+        cell_losses(config.cells()[0], data.load("digits"), np.zeros((1, 1), dtype=np.int64))
 
 
 def test_interrupt(config, monkeypatch):

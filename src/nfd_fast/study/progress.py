@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Callback = Callable[[int, int], None]
-"""Called with the number of updates done and their total."""
+"""Called with the amount of work done and its total."""
 
 
 class Meter:
@@ -60,7 +60,9 @@ class Bar(Meter):
         from rich import progress
 
         self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn(
+                "{task.description:<34}"
+            ),  # as wide as the longest: it stands still
             progress.BarColumn(bar_width=None),
             progress.TextColumn("{task.fields[cells]} cells,"),
             progress.TimeElapsedColumn(),

@@ -14,6 +14,7 @@ import nfd_fast
 from nfd_fast import data
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS
+from nfd_fast.results import Run
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.grid import Cell, StudyConfig
 from nfd_fast.study.progress import Callback, Meter, choose_meter
@@ -78,7 +79,29 @@ class StudyResult:
         return int((~np.isfinite(losses).all(axis=1)).sum())
 
 
-def run_cell(
+def train_cell(
+    cell: Cell,
+    dataset: data.DataSet,
+    batches: NDArray[np.int64],
+    progress: bool | Callback = False,
+) -> Run:
+    """Train one ensemble; see :func:`nfd_fast.train` for what it raises."""
+    return nfd_fast.train(
+        cell.net(dataset),
+        cell.sgd,
+        dataset.inputs,
+        dataset.targets(cell.loss),
+        batches=batches,
+        seed=cell.seeds,
+        backward=cell.backward,
+        dtype=cell.dtype,
+        threads=cell.threads,
+        record=(),
+        progress=progress,
+    )
+
+
+def cell_losses(
     cell: Cell,
     dataset: data.DataSet,
     batches: NDArray[np.int64],
@@ -86,24 +109,11 @@ def run_cell(
 ) -> Array:
     """Train one ensemble; return its losses (R, K+1), NaN where a replica has diverged."""
     try:
-        run = nfd_fast.train(
-            cell.net(dataset),
-            cell.sgd,
-            dataset.inputs,
-            dataset.targets(cell.loss),
-            batches=batches,
-            seed=cell.seeds,
-            backward=cell.backward,
-            dtype=cell.dtype,
-            threads=cell.threads,
-            record=(),
-            progress=progress,
-        )
+        return train_cell(cell, dataset, batches, progress).losses
     except DivergenceError as error:
         if error.run is None:
             raise
-        run = error.run
-    return run.losses
+        return error.run.losses
 
 
 def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
@@ -154,7 +164,7 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
                 meter.begin(len(cells), missing)
                 for cell in missing:
                     start = time.perf_counter()
-                    losses = run_cell(cell, dataset, batches, meter.cell(cell))
+                    losses = cell_losses(cell, dataset, batches, meter.cell(cell))
                     seconds = time.perf_counter() - start
                     store.put(cell.key, cell.description, {"losses": losses}, seconds)
                     done += 1
