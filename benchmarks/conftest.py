@@ -11,7 +11,9 @@ import nfd_fast as nfd
 THREADS = nfd.build_info()["threads"]
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     machine_info["nfd_fast"] = nfd.build_info()
 
 

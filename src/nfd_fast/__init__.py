@@ -10,7 +10,7 @@ from nfd_fast import blas as _blas  # loads the library that the compiled module
 
 _blas.load()
 
-from nfd_fast import data, kernels, reference  # noqa: E402
+from nfd_fast import data, kernels, reference, statistics  # noqa: E402
 from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info  # noqa: E402
@@ -34,5 +34,6 @@ __all__ = [
     "initial_weights",
     "kernels",
     "reference",
+    "statistics",
     "train",
 ]

@@ -63,7 +63,10 @@ def test_every_instruction_set_gives_the_same_numbers() -> None:
             for name, values in first[group].items():  # type: ignore[attr-defined]
                 eps = np.finfo(name if group == "normals" else "float64").eps
                 np.testing.assert_allclose(
-                    other[group][name], values, rtol=16 * eps, atol=eps * 1e-3  # type: ignore[index]
+                    other[group][name],
+                    values,
+                    rtol=16 * eps,
+                    atol=eps * 1e-3,  # type: ignore[index]
                 )
         np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-12)  # type: ignore[arg-type]
 

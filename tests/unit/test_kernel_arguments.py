@@ -66,7 +66,9 @@ LAYERS = np.ones((3, 4, 3), np.float32)
             "out must not overlap an input",
         ),
         (
-            lambda: kernels.sgd_update(HIDDEN.transpose(0, 2, 1), LAYERS, LAYERS, LAST[:, 0], step=1),
+            lambda: kernels.sgd_update(
+                HIDDEN.transpose(0, 2, 1), LAYERS, LAYERS, LAST[:, 0], step=1
+            ),
             "hidden must be a C-contiguous NumPy array",
         ),
         (
@@ -110,4 +112,4 @@ def test_sizes_beyond_memory_are_refused() -> None:
 
 
 def test_names_are_those_of_the_table() -> None:
-    assert nfd.ACTIVATIONS == tuple(nfd.reference.ACTIVATIONS)
+    assert tuple(nfd.reference.ACTIVATIONS) == nfd.ACTIVATIONS

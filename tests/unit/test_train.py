@@ -41,7 +41,10 @@ def train(**changes: Any) -> nfd.Run:
         ({"x": [[1, 2, 3], [4]]}, "x must be an array of shape (samples, 3), got"),
         ({"x": [["a", "b", "c"]]}, "x must be real numbers, got dtype <U1"),
         ({"x": X * 1j}, "x must be real numbers, got dtype complex128"),
-        ({"x": np.where(X == 7, np.nan, X)}, "x must be finite in float32, got nan at index (2, 1)"),
+        (
+            {"x": np.where(X == 7, np.nan, X)},
+            "x must be finite in float32, got nan at index (2, 1)",
+        ),
         ({"x": X * 1e300}, "x must be finite in float32, got inf at index (0, 1)"),
         ({"y": Y[:3]}, "y must have shape (4, 1), got (3, 1)"),
         ({"y": Y + np.inf}, "y must be finite in float64, got inf at index (0, 0)"),

@@ -44,7 +44,9 @@ class _Training:
     data: str = _choice("digits", "data set to train on", str, options=NAMES)
     width: int = _choice(128, "neurons per layer, n", int)
     activation: str = _choice("tanh", "activation function", str, options=ACTIVATIONS)
-    horizon: float = _choice(1.0, "horizon T, the square of the branch factor times L", float)
+    horizon: float = _choice(
+        1.0, "horizon T: the branch factor is sqrt(T/L) for depth_mup, else sqrt(T)", float
+    )
     learning_rate: float = _choice(0.3, "learning rate", float)
     loss: str = _choice("cross_entropy", "training loss", str, options=LOSSES)
     train: tuple[str, ...] = _choice(
