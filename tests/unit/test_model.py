@@ -71,7 +71,9 @@ def test_learning_rate_must_not_be_negative(value: object) -> None:
 
 
 def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"activation must be one of 'identity', 'relu'.*got 'sin'"):
+    with pytest.raises(
+        ValueError, match=r"activation must be one of 'identity', 'relu'.*got 'sin'"
+    ):
         nfd.ResNet(4, 2, 3, activation="sin")
     with pytest.raises(
         ValueError, match="parameterization must be one of 'depth_mup', 'mup', 'mlp'"
