@@ -10,7 +10,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
-#include "cpu/dense.hpp"
+#include "cpu/problem.hpp"
 
 namespace nfd_fast::bindings {
 namespace {
@@ -19,7 +19,7 @@ namespace {
 // arrays alive; the engine sees only pointers.
 template <class T>
 struct DenseTask {
-    DenseProblem<T> problem{};
+    Problem<T> problem{};
     Array<T> x;
     std::optional<Array<double>> targets;
     std::optional<Array<std::int64_t>> labels;
@@ -62,7 +62,7 @@ DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_fac
     task.readout = std::move(readout);
     task.backward_hidden = std::move(backward_hidden);
 
-    DenseProblem<T>& p = task.problem;
+    Problem<T>& p = task.problem;
     p.stack = {width, depth, task.batches.shape(1), branch_factor, skip, activation};
     p.inputs = inputs;
     p.outputs = outputs;
@@ -96,7 +96,7 @@ DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_fac
 template <class T>
 Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_parallel,
                              std::map<std::string, Array<double>> records, py::object progress) {
-    DenseProblem<T>& p = task.problem;
+    Problem<T>& p = task.problem;
     const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
     const auto record = [&](const char* name, std::initializer_list<std::int64_t> shape) {
         const auto found = records.find(name);
@@ -146,7 +146,7 @@ void register_typed(py::module_& module, const char* name) {
         .def(
             "bytes",
             [](const DenseTask<T>& task, int threads, bool replicas_in_parallel) {
-                DenseProblem<T> p = task.problem;
+                Problem<T> p = task.problem;
                 p.threads = threads;
                 p.replicas_in_parallel = replicas_in_parallel;
                 return dense_bytes(p);

@@ -1,439 +1,80 @@
-#include "cpu/dense.hpp"
+// The dense engine: weight matrices are stored (DESIGN 1).
 
-#include <chrono>
-#include <cmath>
-#include <limits>
-#include <memory>
-#include <new>
-#include <thread>
-#include <vector>
-
-#include "cpu/blas.hpp"
-#include "cpu/gram.hpp"
-#include "cpu/kernels.hpp"
-#include "cpu/weights.hpp"
+#include "cpu/replica.hpp"
 
 namespace nfd_fast {
 namespace {
 
-using blas::Transpose;
-
-constexpr std::size_t kAlignment = 64;
-
-// All memory of one replica in flight, as one allocation cut by lay_out(): the one place that
-// knows how much is needed.
 template <class T>
-struct Workspace {
-    WeightArrays<T> weights;
-    T* features;             // (L+1, B, n)
-    T* first_features;       // the same of row 0, for the movement
-    T* activations;          // (2, B, n)
-    T* adjoints;             // (2 or L+1, B, n)
-    T* tiles;                // (members, 2, B, tile)
-    T* x;                    // (B, d) of the current batch
-    T* weighted_x;           // (B, d) times -step w_b
-    double* outputs;         // (B, C)
-    double* chi;             // (B, C) derivative of the loss of each sample
-    double* sample_weights;  // (B,) w_b
-    double* gram;            // (members, B * kGramNeurons)
-};
+struct DenseHidden {
+    static constexpr bool records_kernels = false;
 
-// A member without a tile of its own would only wait at barriers.
-template <class T>
-int team_size(const DenseProblem<T>& p) {
-    const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
-    return p.replicas_in_parallel ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, tiles));
-}
+    T* hidden;
+    T* backward_hidden;  // of the decoupled network
+    T* activations;      // (2, B, n)
+    T* tiles;            // (members, 2, B, tile)
 
-template <class T>
-int workspaces(const DenseProblem<T>& p) {
-    return p.replicas_in_parallel ? static_cast<int>(std::min<std::int64_t>(p.threads, p.replicas))
-                                  : 1;
-}
-
-// Cuts `base` into the arrays of a workspace and returns the bytes used. In double, since a
-// problem that could never fit must not overflow its own estimate.
-template <class T>
-double lay_out(const DenseProblem<T>& p, unsigned char* base, Workspace<T>& w) {
-    double used = 0;
-    const auto take = [&](auto*& pointer, double count) {
-        using Element = std::remove_reference_t<decltype(*pointer)>;
-        pointer = base && count > 0
-                      ? reinterpret_cast<Element*>(base + static_cast<std::size_t>(used))
-                      : nullptr;
-        const double bytes = count * sizeof(Element);
-        used += std::ceil(bytes / kAlignment) * kAlignment;
-    };
-    const auto take_weights = [&](T*& pointer, T* given, bool moves, double count) {
-        if (given && (p.overwrite || !moves)) {
-            pointer = given;
-        } else {
-            take(pointer, count);
+    static DenseHidden lay_out(const Problem<T>& p, Arena& arena) {
+        DenseHidden h{};
+        const double n = static_cast<double>(p.stack.width);
+        const double batch = static_cast<double>(p.stack.batch);
+        const double count = static_cast<double>(p.stack.depth) * n * n;
+        take_weights(p, arena, h.hidden, p.given.hidden, p.train_hidden, count);
+        if (p.decoupled) {
+            take_weights(p, arena, h.backward_hidden, p.given.backward_hidden, p.train_hidden,
+                         count);
         }
-    };
-    const double n = static_cast<double>(p.stack.width);
-    const double layers = static_cast<double>(p.stack.depth);
-    const double batch = static_cast<double>(p.stack.batch);
-    const double inputs = static_cast<double>(p.inputs);
-    const double outputs = static_cast<double>(p.outputs);
-    take_weights(w.weights.input, p.given.input, p.train_input, n * inputs);
-    take_weights(w.weights.hidden, p.given.hidden, p.train_hidden, layers * n * n);
-    take_weights(w.weights.readout, p.given.readout, p.train_readout, outputs * n);
-    if (p.decoupled) {
-        take_weights(w.weights.backward_hidden, p.given.backward_hidden, p.train_hidden,
-                     layers * n * n);
-    }
-    take(w.features, (layers + 1) * batch * n);
-    take(w.first_features, p.keep_first_features ? (layers + 1) * batch * n : 0);
-    take(w.activations, 2 * batch * n);
-    take(w.adjoints, (p.keep_adjoints ? layers + 1 : 2) * batch * n);
-    take(w.tiles, team_size(p) * 2 * batch * static_cast<double>(p.stack.tile()));
-    take(w.x, batch * inputs);
-    take(w.weighted_x, batch * inputs);
-    take(w.outputs, batch * outputs);
-    take(w.chi, batch * outputs);
-    take(w.sample_weights, batch);
-    take(w.gram, team_size(p) * static_cast<double>(gram_scratch(p.stack.batch)));
-    return used;
-}
-
-// One replica at a time in one workspace. Every member of the team runs train(); what one of them
-// decides for all (verdict_) is written by rank 0 and read by the others only across a barrier.
-template <class T>
-class Replica {
-  public:
-    Replica(const DenseProblem<T>& problem, Workspace<T>& workspace, Monitor& monitor)
-        : p_(problem), w_(workspace), monitor_(monitor), bad_(problem.stack.depth + 2) {}
-
-    void train(std::int64_t replica, Team team) {
-        initialize(replica, team);
-        for (std::int64_t k = 0; k <= p_.updates; ++k) {
-            forward(p_.batches + (k < p_.updates ? k : 0) * p_.stack.batch, team);
-            if (team.rank == 0) finish_forward(replica, k);
-            team.sync();
-            if (verdict_ != Verdict::go_on) return;
-            record_features(replica, k, team);
-            if (k == p_.updates) break;
-            backward_and_update(team);
-            if (team.rank == 0) finish_backward(replica, k);
-            team.sync();
-            if (verdict_ != Verdict::go_on) return;
-            record_adjoints(replica, k, team);
-            if (team.rank == 0) monitor_.advance();
-        }
-        if (team.rank == 0) monitor_.advance();
+        arena.take(h.activations, 2 * batch * n);
+        arena.take(h.tiles, team_size(p) * 2 * batch * static_cast<double>(p.stack.tile()));
+        return h;
     }
 
-  private:
-    enum class Verdict { go_on, stop };
-
-    std::int64_t tile() const { return p_.stack.tile(); }
-    T* features(std::int64_t l) const { return w_.features + l * p_.stack.layer_size(); }
-    AdjointStore<T> adjoints() const { return {w_.adjoints, p_.keep_adjoints}; }
-    double mean_over_batch() const { return 1.0 / static_cast<double>(p_.stack.batch); }
-
-    void initialize(std::int64_t replica, Team team) {
-        const std::uint64_t seed = p_.seeds[replica];
-        const LayerStack& s = p_.stack;
-        const auto load = [&](T* own, const T* given, std::int64_t count, auto fill) {
-            if (!given) {
-                fill(own);
-            } else if (own != given) {
-                team.for_tiles(count, std::int64_t{1} << 16,
-                               [&](std::int64_t first, std::int64_t now) {
-                                   std::copy_n(given + first, now, own + first);
-                               });
+    void initialize(const Problem<T>& p, std::int64_t replica, Monitor& monitor, Team team) {
+        const auto start = [&](Stream stream, T* own, const T* given) {
+            if (given) {
+                load_weights(own, given, p.stack.depth * p.stack.matrix_size(), team);
+            } else {
+                fill_matrices(p.seeds[replica], stream, p.stack.depth, p.stack.width, p.stack.width,
+                              p.fine, own, monitor, team);
             }
         };
-        const auto fill_hidden = [&](Stream stream) {
-            return [&, stream](T* out) {
-                fill_matrices(seed, stream, s.depth, s.width, s.width, p_.fine, out, monitor_,
-                              team);
-            };
-        };
-        const std::int64_t hidden_count = s.depth * s.matrix_size();
-        load(w_.weights.input, p_.given.input, s.width * p_.inputs, [&](T* out) {
-            fill_matrices(seed, Stream::input, 1, s.width, p_.inputs, 1, out, monitor_, team);
-        });
-        load(w_.weights.hidden, p_.given.hidden, hidden_count, fill_hidden(Stream::hidden));
-        load(w_.weights.readout, p_.given.readout, p_.outputs * s.width, [&](T* out) {
-            fill_vectors(seed, Stream::readout, p_.outputs, s.width, out, monitor_, team);
-        });
-        if (p_.decoupled) {
-            load(w_.weights.backward_hidden, p_.given.backward_hidden, hidden_count,
-                 fill_hidden(Stream::backward_hidden));
-        }
-        if (team.rank == 0) p_.divergences[replica] = {0, 0, Quantity::none};
-        team.sync();
+        start(Stream::hidden, hidden, p.given.hidden);
+        if (p.decoupled) start(Stream::backward_hidden, backward_hidden, p.given.backward_hidden);
     }
 
-    // H_0 = W_in x / sqrt(d), the hidden layers, f = V^T H_L / n.
-    void forward(const std::int64_t* batch, Team team) {
-        const LayerStack& s = p_.stack;
-        if (team.rank == 0) {
-            batch_ = batch;
-            bad_.reset();
-            for (std::int64_t b = 0; b < s.batch; ++b) {
-                std::copy_n(p_.x + batch[b] * p_.inputs, p_.inputs, w_.x + b * p_.inputs);
-            }
-        }
-        team.sync();
-        const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(p_.inputs)));
-        team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
-            blas::multiply(Transpose::no, Transpose::yes, s.batch, count, p_.inputs, scale, w_.x,
-                           p_.inputs, w_.weights.input + first * p_.inputs, p_.inputs, T(0),
-                           features(0) + first, s.width);
-            for (std::int64_t b = 0; b < s.batch; ++b) {
-                if (!kernels().of<T>().all_finite(features(0) + b * s.width + first, count)) {
-                    bad_.report(0);
-                }
-            }
-        });
-        team.sync();
-        forward_layers(s, w_.weights.hidden, w_.features, w_.activations, bad_, monitor_, team);
-        team.for_tiles(s.batch * p_.outputs, 1, [&](std::int64_t index, std::int64_t) {
-            const T* last = features(s.depth) + index / p_.outputs * s.width;
-            const T* readout = w_.weights.readout + index % p_.outputs * s.width;
-            w_.outputs[index] =
-                kernels().of<T>().dot(readout, last, s.width) / static_cast<double>(s.width);
-        });
-        team.sync();
+    void forward(const Problem<T>& p, std::int64_t, std::int64_t, T* features, FirstBadLayer& bad,
+                 Monitor& monitor, Team team) {
+        forward_layers(p.stack, hidden, features, activations, bad, monitor, team);
     }
 
-    // Losses and their derivatives; rank 0 alone.
-    void finish_forward(std::int64_t replica, std::int64_t k) {
-        if (monitor_.stopped()) {
-            verdict_ = Verdict::stop;
-            return;
-        }
-        if (bad_.found()) {
-            diverged(replica, k, bad_.layer(), Quantity::features);
-            return;
-        }
-        const std::int64_t batch = p_.stack.batch;
-        double sum = 0;
-        for (std::int64_t b = 0; b < batch; ++b) {
-            const double* f = w_.outputs + b * p_.outputs;
-            double* chi = w_.chi + b * p_.outputs;
-            sum += p_.loss == Loss::mse
-                       ? mse(f, p_.targets + batch_[b] * p_.outputs, p_.outputs, chi)
-                       : cross_entropy(f, p_.labels[batch_[b]], p_.outputs, chi);
-            w_.sample_weights[b] = p_.outputs == 1 ? chi[0] : 1.0;
-        }
-        const double loss = sum * mean_over_batch();
-        if (!std::isfinite(loss)) {
-            diverged(replica, k, p_.stack.depth + 1, Quantity::outputs);
-            return;
-        }
-        const std::int64_t row = replica * (p_.updates + 1) + k;
-        if (p_.records.losses) p_.records.losses[row] = loss;
-        if (p_.records.outputs) {
-            std::copy_n(w_.outputs, batch * p_.outputs,
-                        p_.records.outputs + row * batch * p_.outputs);
-        }
-    }
-
-    void backward_and_update(Team team) {
-        const LayerStack& s = p_.stack;
-        const auto& vector = kernels().of<T>();
-        T* last = adjoints().layer(s, s.depth);
-        // G_L = V seed: the readout vector itself for one output, V chi for several.
-        team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
-            for (std::int64_t b = 0; b < s.batch; ++b) {
-                T* row = last + b * s.width + first;
-                for (std::int64_t c = 0; c < p_.outputs; ++c) {
-                    const T seed =
-                        p_.outputs == 1 ? T(1) : static_cast<T>(w_.chi[b * p_.outputs + c]);
-                    const T* readout = w_.weights.readout + c * s.width + first;
-                    if (c == 0) {
-                        vector.scale(seed, readout, count, row);
-                    } else {
-                        vector.axpy(seed, readout, count, row);
-                    }
-                }
-                if (!vector.all_finite(row, count)) bad_.report(s.depth);
-            }
-        });
-        if (team.rank == 0) weigh_inputs();
-        team.sync();
-
+    void backward(const Problem<T>& p, std::int64_t, std::int64_t, const T* features,
+                  AdjointStore<T> adjoints, Gradient gradient, FirstBadLayer& bad, Monitor& monitor,
+                  Team team) {
         HiddenUpdate<T> update;
-        if (p_.train_hidden) {
-            update.hidden = w_.weights.hidden;
-            update.backward_hidden = w_.weights.backward_hidden;
-            update.sample_weights = w_.sample_weights;
-            update.step = p_.learning_rate * s.branch_factor * mean_over_batch();
+        if (p.train_hidden) {
+            update = {hidden, p.decoupled ? backward_hidden : nullptr, gradient.sample_weights,
+                      gradient.step};
         }
-        backward_layers(s, p_.decoupled ? w_.weights.backward_hidden : w_.weights.hidden,
-                        w_.features, adjoints(), update, w_.tiles, bad_, monitor_, team);
-
-        // W_in -= eta m/sqrt(d) sum_b w_b G_0[b] x_b^T and V -= eta m sum_b H_L[b] chi_b^T.
-        team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
-            if (p_.train_input) {
-                blas::multiply(Transpose::yes, Transpose::no, count, p_.inputs, s.batch, T(1),
-                               adjoints().layer(s, 0) + first, s.width, w_.weighted_x, p_.inputs,
-                               T(1), w_.weights.input + first * p_.inputs, p_.inputs);
-            }
-            if (!p_.train_readout) return;
-            for (std::int64_t b = 0; b < s.batch; ++b) {
-                for (std::int64_t c = 0; c < p_.outputs; ++c) {
-                    const double step =
-                        p_.learning_rate * mean_over_batch() * w_.chi[b * p_.outputs + c];
-                    vector.axpy(static_cast<T>(-step), features(s.depth) + b * s.width + first,
-                                count, w_.weights.readout + c * s.width + first);
-                }
-            }
-        });
-        team.sync();
-    }
-
-    void weigh_inputs() {
-        const double step =
-            p_.learning_rate * mean_over_batch() / std::sqrt(static_cast<double>(p_.inputs));
-        for (std::int64_t b = 0; b < p_.stack.batch; ++b) {
-            kernels().of<T>().scale(static_cast<T>(-step * w_.sample_weights[b]),
-                                    w_.x + b * p_.inputs, p_.inputs, w_.weighted_x + b * p_.inputs);
-        }
-    }
-
-    void finish_backward(std::int64_t replica, std::int64_t k) {
-        if (monitor_.stopped()) {
-            verdict_ = Verdict::stop;
-        } else if (bad_.found()) {
-            diverged(replica, k, bad_.layer(), Quantity::adjoints);
-        }
-    }
-
-    void diverged(std::int64_t replica, std::int64_t update, std::int64_t layer,
-                  Quantity quantity) {
-        p_.divergences[replica] = {update, layer, quantity};
-        verdict_ = Verdict::stop;
-        monitor_.advance(p_.updates + 1 - update);
-    }
-
-    void record_features(std::int64_t replica, std::int64_t k, Team team) {
-        const LayerStack& s = p_.stack;
-        const std::int64_t layers = s.depth + 1;
-        const std::int64_t row = replica * (p_.updates + 1) + k;
-        const std::int64_t square = s.batch * s.batch;
-        double* scratch = w_.gram + team.rank * gram_scratch(s.batch);
-        team.for_tiles(layers, 1, [&](std::int64_t l, std::int64_t) {
-            if (p_.records.features) {
-                std::copy_n(features(l), s.layer_size(),
-                            p_.records.features + (row * layers + l) * s.layer_size());
-            }
-            if (p_.records.feature_kernels) {
-                gram(features(l), s.batch, s.width, -1, scratch,
-                     p_.records.feature_kernels + (row * layers + l) * square);
-            }
-            if (p_.records.activation_kernels && l < s.depth) {
-                gram(features(l), s.batch, s.width, s.activation, scratch,
-                     p_.records.activation_kernels + (row * s.depth + l) * square);
-            }
-            if (!p_.records.feature_movement) return;
-            T* start = w_.first_features + l * s.layer_size();
-            if (k == 0) std::copy_n(features(l), s.layer_size(), start);
-            if (k == p_.updates) {
-                p_.records.feature_movement[replica * layers + l] =
-                    kernels().of<T>().squared_distance(features(l), start, s.layer_size()) /
-                    static_cast<double>(s.layer_size());
-            }
-        });
-        team.sync();
-    }
-
-    void record_adjoints(std::int64_t replica, std::int64_t k, Team team) {
-        if (!p_.keep_adjoints) return;
-        const LayerStack& s = p_.stack;
-        const std::int64_t layers = s.depth + 1;
-        const std::int64_t row = replica * p_.updates + k;
-        double* scratch = w_.gram + team.rank * gram_scratch(s.batch);
-        team.for_tiles(layers, 1, [&](std::int64_t l, std::int64_t) {
-            const T* layer = adjoints().layer(s, l);
-            if (p_.records.adjoints) {
-                std::copy_n(layer, s.layer_size(),
-                            p_.records.adjoints + (row * layers + l) * s.layer_size());
-            }
-            if (p_.records.adjoint_kernels) {
-                gram(layer, s.batch, s.width, -1, scratch,
-                     p_.records.adjoint_kernels + (row * layers + l) * s.batch * s.batch);
-            }
-        });
-        team.sync();
-    }
-
-    const DenseProblem<T>& p_;
-    Workspace<T>& w_;
-    Monitor& monitor_;
-    FirstBadLayer bad_;
-    const std::int64_t* batch_ = nullptr;
-    Verdict verdict_ = Verdict::go_on;
-};
-
-struct AlignedDelete {
-    void operator()(unsigned char* memory) const {
-        ::operator delete(memory, std::align_val_t{kAlignment});
+        backward_layers(p.stack, p.decoupled ? backward_hidden : hidden, features, adjoints, update,
+                        tiles, bad, monitor, team);
     }
 };
-
-using Memory = std::unique_ptr<unsigned char, AlignedDelete>;
-
-template <class T>
-Memory allocate(const DenseProblem<T>& problem, Workspace<T>& workspace) {
-    const double bytes = lay_out(problem, nullptr, workspace);
-    if (bytes > static_cast<double>(std::numeric_limits<std::ptrdiff_t>::max())) {
-        throw std::bad_alloc();
-    }
-    Memory memory(static_cast<unsigned char*>(
-        ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{kAlignment})));
-    lay_out(problem, memory.get(), workspace);
-    return memory;
-}
 
 }  // namespace
 
 template <class T>
-double dense_bytes(const DenseProblem<T>& problem) {
-    Workspace<T> workspace{};
-    return workspaces(problem) * lay_out(problem, nullptr, workspace);
+double dense_bytes(const Problem<T>& problem) {
+    return engine_bytes<T, DenseHidden>(problem);
 }
 
 template <class T>
-void train_dense(const DenseProblem<T>& problem, Monitor& monitor) {
-    const blas::SingleThreaded single_threaded_blas;
-    std::vector<Workspace<T>> workspace(static_cast<std::size_t>(workspaces(problem)));
-    std::vector<Memory> memory;
-    for (Workspace<T>& w : workspace) memory.push_back(allocate(problem, w));
-
-    if (!problem.replicas_in_parallel) {
-        for (std::int64_t r = 0; r < problem.replicas && !monitor.stopped(); ++r) {
-            Replica<T> replica(problem, workspace[0], monitor);
-            run_team(team_size(problem), [&](Team team) { replica.train(r, team); });
-        }
-        return;
-    }
-    std::atomic<std::int64_t> next{0};
-    std::atomic<int> working{0};
-    run_team(static_cast<int>(workspace.size()), [&](Team team) {
-        working.fetch_add(1);
-        for (;;) {
-            const std::int64_t r = next.fetch_add(1);
-            if (r >= problem.replicas || monitor.stopped()) break;
-            Replica<T> replica(problem, workspace[static_cast<std::size_t>(team.rank)], monitor);
-            replica.train(r, Team{0, 1, team.polls});
-        }
-        working.fetch_sub(1);
-        // The thread that may ask for a stop stays to ask while the others finish.
-        while (team.polls && working.load() > 0 && !monitor.stopped()) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(20));
-            monitor.poll();
-        }
-    });
+void train_dense(const Problem<T>& problem, Monitor& monitor) {
+    train_replicas<T, DenseHidden>(problem, monitor);
 }
 
-template double dense_bytes<float>(const DenseProblem<float>&);
-template double dense_bytes<double>(const DenseProblem<double>&);
-template void train_dense<float>(const DenseProblem<float>&, Monitor&);
-template void train_dense<double>(const DenseProblem<double>&, Monitor&);
+template double dense_bytes<float>(const Problem<float>&);
+template double dense_bytes<double>(const Problem<double>&);
+template void train_dense<float>(const Problem<float>&, Monitor&);
+template void train_dense<double>(const Problem<double>&, Monitor&);
 
 }  // namespace nfd_fast

@@ -1,10 +1,10 @@
-// The dense engine: SGD training of networks whose matrices are stored (DESIGN 1).
+// A training problem as the engines see it: plain sizes, switches and pointers (DESIGN 1, 5).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/layers.hpp"
-#include "cpu/monitor.hpp"
 #include "nfd_fast/losses.hpp"
 
 namespace nfd_fast {
@@ -38,10 +38,18 @@ struct Records {
     double* activation_kernels = nullptr;  // (K+1, L, B, B) of phi(H_{l-1}), l = 1 ... L
     double* adjoint_kernels = nullptr;     // (K, L+1, B, B)
     double* feature_movement = nullptr;    // (L+1,)
+
+    // The conditional engine's own.
+    double* feature_ranks = nullptr;                  // (K, L)
+    double* adjoint_ranks = nullptr;                  // (K, L)
+    double* coupling_per_layer = nullptr;             // (K+1, L)
+    double* coupling_accumulated = nullptr;           // (K+1,)
+    double* backward_coupling_per_layer = nullptr;    // (K, L)
+    double* backward_coupling_accumulated = nullptr;  // (K,)
 };
 
 template <class T>
-struct DenseProblem {
+struct Problem {
     LayerStack stack;
     std::int64_t inputs;
     std::int64_t outputs;
@@ -60,8 +68,8 @@ struct DenseProblem {
     const std::uint64_t* seeds;  // (replicas,)
     std::int64_t replicas;
 
-    // Weights to start from instead of the seed's: only with one replica. They are changed only if
-    // `overwrite`; otherwise those that move are copied first.
+    // Weights to start from instead of the seed's: dense engine, one replica. They are changed only
+    // if `overwrite`; otherwise those that move are copied first.
     WeightArrays<T> given;
     bool overwrite;
 
@@ -70,17 +78,30 @@ struct DenseProblem {
 
     bool keep_adjoints;        // of all layers: needed to record them
     bool keep_first_features;  // of row 0: needed for the movement
+    bool keep_coupling;        // conditional engine: needed to record the couplings
+    double tolerance;          // conditional engine: see conditional.hpp
     Records records;
     Divergence* divergences;  // (replicas,)
 };
 
-// Bytes that train_dense allocates; a double, so that no problem is too large to be estimated.
+// Members of the team that works on one replica. One without a tile of its own would only wait.
 template <class T>
-double dense_bytes(const DenseProblem<T>& problem);
+int team_size(const Problem<T>& p) {
+    const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
+    return p.replicas_in_parallel ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, tiles));
+}
 
-// Trains all replicas. The same bits for any number of threads and either way to use them. Throws
-// std::bad_alloc before any work; afterwards only the monitor stops it early.
+// The two engines. Each trains all replicas, with the same bits for any number of threads and
+// either way to use them; throws std::bad_alloc before any work; afterwards only the monitor stops
+// it early. The estimates are what it allocates, in doubles, so that no problem is too large to be
+// estimated.
 template <class T>
-void train_dense(const DenseProblem<T>& problem, Monitor& monitor);
+void train_dense(const Problem<T>& problem, Monitor& monitor);
+template <class T>
+double dense_bytes(const Problem<T>& problem);
+template <class T>
+void train_conditional(const Problem<T>& problem, Monitor& monitor);
+template <class T>
+double conditional_bytes(const Problem<T>& problem);
 
 }  // namespace nfd_fast
