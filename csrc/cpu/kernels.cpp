@@ -239,6 +239,165 @@ double squared_distance(const T* x, const T* y, std::int64_t count) {
 }
 
 template <class T>
+void widen(const T* x, std::int64_t count, double* out) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<double>(x[i]);
+}
+
+// The sums of one block stay in registers: as many as AVX2's sixteen allow, twice as many with
+// AVX-512's thirty-two. Each column of a block is read once for all columns of the other side.
+constexpr int kLeftBlock = kLanes == 8 ? 4 : 2;
+constexpr int kRightBlock = 4;
+
+template <int left_block, int right_block, class T>
+void products_block(const T* left, std::int64_t left_stride, const double* right,
+                    std::int64_t right_stride, std::int64_t count, double* sums,
+                    std::int64_t sums_stride) {
+    constexpr int width = kPack<double>;
+    using Wide = Pack<double, width>;
+    using Narrow = Pack<T, width>;
+    Wide sum[left_block][right_block];
+    for (int j = 0; j < left_block; ++j) {
+        for (int c = 0; c < right_block; ++c) sum[j][c] = Wide{};
+    }
+    const std::int64_t whole = count / width * width;
+    for (std::int64_t i = 0; i < whole; i += width) {
+        Wide factor[right_block];
+        for (int c = 0; c < right_block; ++c) {
+            factor[c] = load_pack<Wide>(right + c * right_stride + i);
+        }
+        for (int j = 0; j < left_block; ++j) {
+            const Wide value = convert_pack<Wide>(load_pack<Narrow>(left + j * left_stride + i));
+            for (int c = 0; c < right_block; ++c) {
+                sum[j][c] = multiply_add(value, factor[c], sum[j][c]);
+            }
+        }
+    }
+    for (int j = 0; j < left_block; ++j) {
+        for (int c = 0; c < right_block; ++c) {
+            double lanes[width];
+            store_pack(sum[j][c], lanes);
+            double total = 0;
+            for (int lane = 0; lane < width; ++lane) total += lanes[lane];
+            for (std::int64_t i = whole; i < count; ++i) {
+                total = fused_multiply_add(static_cast<double>(left[j * left_stride + i]),
+                                           right[c * right_stride + i], total);
+            }
+            sums[j * sums_stride + c] += total;
+        }
+    }
+}
+
+template <int right_block, class T>
+void products_columns(const T* left, std::int64_t left_stride, std::int64_t left_count,
+                      const double* right, std::int64_t right_stride, std::int64_t count,
+                      double* sums, std::int64_t sums_stride) {
+    std::int64_t j = 0;
+    for (; j + kLeftBlock <= left_count; j += kLeftBlock) {
+        products_block<kLeftBlock, right_block>(left + j * left_stride, left_stride, right,
+                                                right_stride, count, sums + j * sums_stride,
+                                                sums_stride);
+    }
+    for (; j < left_count; ++j) {
+        products_block<1, right_block>(left + j * left_stride, left_stride, right, right_stride,
+                                       count, sums + j * sums_stride, sums_stride);
+    }
+}
+
+template <class T>
+void products(const T* left, std::int64_t left_stride, std::int64_t left_count, const double* right,
+              std::int64_t right_stride, std::int64_t right_count, std::int64_t count,
+              double* sums) {
+    for (std::int64_t c = 0; c < right_count; c += kRightBlock) {
+        const double* block = right + c * right_stride;
+        switch (smaller(kRightBlock, right_count - c)) {
+            case 1:
+                products_columns<1>(left, left_stride, left_count, block, right_stride, count,
+                                    sums + c, right_count);
+                break;
+            case 2:
+                products_columns<2>(left, left_stride, left_count, block, right_stride, count,
+                                    sums + c, right_count);
+                break;
+            case 3:
+                products_columns<3>(left, left_stride, left_count, block, right_stride, count,
+                                    sums + c, right_count);
+                break;
+            default:
+                products_columns<4>(left, left_stride, left_count, block, right_stride, count,
+                                    sums + c, right_count);
+        }
+    }
+}
+
+template <int packs, int output_block, class P, class T>
+void combine_block(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
+                   std::int64_t outputs, T* out, std::int64_t out_stride) {
+    constexpr int width = static_cast<int>(sizeof(P) / sizeof(T));
+    P sum[output_block][packs];
+    for (int c = 0; c < output_block; ++c) {
+        for (int v = 0; v < packs; ++v) sum[c][v] = load_pack<P>(out + c * out_stride + v * width);
+    }
+    for (std::int64_t j = 0; j < terms; ++j) {
+        P value[packs];
+        for (int v = 0; v < packs; ++v) value[v] = load_pack<P>(columns + j * stride + v * width);
+        for (int c = 0; c < output_block; ++c) {
+            const P factor = P{} + coefficients[j * outputs + c];
+            for (int v = 0; v < packs; ++v) {
+                sum[c][v] = multiply_add(value[v], factor, sum[c][v]);
+            }
+        }
+    }
+    for (int c = 0; c < output_block; ++c) {
+        for (int v = 0; v < packs; ++v) store_pack(sum[c][v], out + c * out_stride + v * width);
+    }
+}
+
+template <int output_block, class T>
+void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
+                     const T* coefficients, std::int64_t outputs, std::int64_t count, T* out,
+                     std::int64_t out_stride) {
+    constexpr int width = kPack<T>;
+    std::int64_t i = 0;
+    for (; i + 2 * width <= count; i += 2 * width) {
+        combine_block<2, output_block, Pack<T, width>>(columns + i, stride, terms, coefficients,
+                                                       outputs, out + i, out_stride);
+    }
+    for (; i < count; ++i) {
+        for (int c = 0; c < output_block; ++c) {
+            T sum = out[c * out_stride + i];
+            for (std::int64_t j = 0; j < terms; ++j) {
+                sum =
+                    fused_multiply_add(columns[j * stride + i], coefficients[j * outputs + c], sum);
+            }
+            out[c * out_stride + i] = sum;
+        }
+    }
+}
+
+template <class T>
+void combine(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
+             std::int64_t outputs, std::int64_t count, T* out, std::int64_t out_stride) {
+    for (std::int64_t c = 0; c < outputs; c += 4) {
+        const T* block = coefficients + c;
+        T* to = out + c * out_stride;
+        switch (smaller(4, outputs - c)) {
+            case 1:
+                combine_outputs<1>(columns, stride, terms, block, outputs, count, to, out_stride);
+                break;
+            case 2:
+                combine_outputs<2>(columns, stride, terms, block, outputs, count, to, out_stride);
+                break;
+            case 3:
+                combine_outputs<3>(columns, stride, terms, block, outputs, count, to, out_stride);
+                break;
+            default:
+                combine_outputs<4>(columns, stride, terms, block, outputs, count, to, out_stride);
+        }
+    }
+}
+
+template <class T>
 constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
                                           normal_columns<T>,
                                           box_muller_blocks<T>,
@@ -249,7 +408,10 @@ constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
                                           axpy<T>,
                                           all_finite<T>,
                                           dot<T>,
-                                          squared_distance<T>};
+                                          squared_distance<T>,
+                                          widen<T>,
+                                          products<T>,
+                                          combine<T>};
 
 }  // namespace
 

@@ -37,6 +37,17 @@ struct VectorKernels {
     bool (*all_finite)(const T* x, std::int64_t count);
     double (*dot)(const T* x, const T* y, std::int64_t count);
     double (*squared_distance)(const T* x, const T* y, std::int64_t count);
+
+    void (*widen)(const T* x, std::int64_t count, double* out);
+    // sums[j * right_count + c] += sum_i left[j * left_stride + i] right[c * right_stride + i], in
+    // float64.
+    void (*products)(const T* left, std::int64_t left_stride, std::int64_t left_count,
+                     const double* right, std::int64_t right_stride, std::int64_t right_count,
+                     std::int64_t count, double* sums);
+    // out[c * out_stride + i] += sum_j columns[j * stride + i] coefficients[j * outputs + c].
+    void (*combine)(const T* columns, std::int64_t stride, std::int64_t terms,
+                    const T* coefficients, std::int64_t outputs, std::int64_t count, T* out,
+                    std::int64_t out_stride);
 };
 
 struct KernelTable {

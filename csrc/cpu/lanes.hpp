@@ -1,4 +1,5 @@
-// The register of 64-bit lanes that Philox runs in, for the instruction set being compiled.
+// Registers of the instruction set being compiled: 64-bit lanes for Philox, packs of numbers for
+// the loops that a compiler does not keep in registers by itself.
 #pragma once
 
 #include <cstdint>
@@ -54,6 +55,69 @@ static inline Lanes consecutive_lanes(std::uint64_t first) {
     __builtin_memcpy(&lanes, values, sizeof(lanes));
     return lanes;
 }
+
+// `count` numbers side by side. Compilers without vector types get packs of one.
+#if defined(__GNUC__)
+template <class T, int count>
+struct PackOf {
+    typedef T type __attribute__((vector_size(sizeof(T) * count)));
+};
+template <class T, int count>
+using Pack = typename PackOf<T, count>::type;
+
+template <class To, class From>
+NFD_FAST_INLINE To convert_pack(From from) {
+    return __builtin_convertvector(from, To);
+}
+#else
+template <class T, int count>
+using Pack = T;
+
+template <class To, class From>
+NFD_FAST_INLINE To convert_pack(From from) {
+    return static_cast<To>(from);
+}
+#endif
+
+template <class T>
+constexpr int kPack =
+    static_cast<int>(sizeof(Lanes) / sizeof(std::uint64_t) == 1 ? 1 : sizeof(Lanes) / sizeof(T));
+
+template <class P, class T>
+NFD_FAST_INLINE P load_pack(const T* from) {
+    P pack;
+    __builtin_memcpy(&pack, from, sizeof(P));
+    return pack;
+}
+
+template <class P, class T>
+NFD_FAST_INLINE void store_pack(P pack, T* to) {
+    __builtin_memcpy(to, &pack, sizeof(P));
+}
+
+// a b + c with one rounding where the instruction set has it (contraction is off: see CMakeLists).
+template <class P>
+NFD_FAST_INLINE P multiply_add(P a, P b, P c) {
+    return a * b + c;
+}
+#if defined(__GNUC__) && defined(__AVX512F__)
+NFD_FAST_INLINE Pack<float, 16> multiply_add(Pack<float, 16> a, Pack<float, 16> b,
+                                             Pack<float, 16> c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+NFD_FAST_INLINE Pack<double, 8> multiply_add(Pack<double, 8> a, Pack<double, 8> b,
+                                             Pack<double, 8> c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
+#elif defined(__GNUC__) && defined(__FMA__)
+NFD_FAST_INLINE Pack<float, 8> multiply_add(Pack<float, 8> a, Pack<float, 8> b, Pack<float, 8> c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+NFD_FAST_INLINE Pack<double, 4> multiply_add(Pack<double, 4> a, Pack<double, 4> b,
+                                             Pack<double, 4> c) {
+    return _mm256_fmadd_pd(a, b, c);
+}
+#endif
 
 }  // namespace NFD_FAST_TARGET
 }  // namespace nfd_fast

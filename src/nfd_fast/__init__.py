@@ -16,7 +16,7 @@ from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
-from nfd_fast.results import MinEigenvalues, Run  # noqa: E402
+from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.train import initial_weights, train  # noqa: E402
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "STREAMS",
     "DivergenceError",
     "MinEigenvalues",
+    "Ranks",
     "ResNet",
     "Run",
     "Weights",

@@ -28,6 +28,10 @@ class Stream(enum.IntEnum):
     data = 6
     spare = 7
 
+class Engine(enum.IntEnum):
+    dense = 0
+    conditional = 1
+
 class Loss(enum.IntEnum):
     mse = 0
     cross_entropy = 1
@@ -89,7 +93,7 @@ def sgd_update(
     threads: int,
 ) -> None: ...
 
-class _DenseTask:
+class _TrainingTask:
     def __init__(
         self,
         *,
@@ -116,15 +120,18 @@ class _DenseTask:
         overwrite: bool,
         keep_adjoints: bool,
         keep_first_features: bool,
+        keep_coupling: bool,
+        tolerance: float,
     ) -> None: ...
-    def bytes(self, threads: int, replicas_in_parallel: bool) -> float: ...
+    def bytes(self, engine: Engine, threads: int, replicas_in_parallel: bool) -> float: ...
     def run(
         self,
+        engine: Engine,
         threads: int,
         replicas_in_parallel: bool,
         records: Mapping[str, NDArray[np.float64]],
         progress: _Progress,
     ) -> NDArray[np.int64]: ...
 
-class DenseTask32(_DenseTask): ...
-class DenseTask64(_DenseTask): ...
+class TrainingTask32(_TrainingTask): ...
+class TrainingTask64(_TrainingTask): ...

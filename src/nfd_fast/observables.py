@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from nfd_fast import arguments
-from nfd_fast.results import Array, MinEigenvalues
+from nfd_fast.results import Array, MinEigenvalues, Observed, Ranks
 
 OBSERVABLES = (
     "outputs",
@@ -18,11 +18,22 @@ OBSERVABLES = (
     "adjoint_kernels",
     "feature_movement",
     "min_eigenvalues",
+    "ranks",
+    "coupling_per_layer",
+    "coupling_accumulated",
+    "backward_coupling_per_layer",
+    "backward_coupling_accumulated",
 )
+COUPLINGS = OBSERVABLES[-4:]
+CONDITIONAL = OBSERVABLES[-5:]
+"""What only the conditional engine can tell; the couplings only with reused weights."""
 ALWAYS = ("outputs", "losses")
 
 # The arrays that an engine fills for each observable that isn't one of them itself.
-_SOURCES = {"min_eigenvalues": ("activation_kernels", "adjoint_kernels")}
+_SOURCES = {
+    "min_eigenvalues": ("activation_kernels", "adjoint_kernels"),
+    "ranks": ("feature_ranks", "adjoint_ranks"),
+}
 
 
 def names(record: object) -> tuple[str, ...]:
@@ -52,6 +63,12 @@ def shapes(
         "activation_kernels": (rows, depth, batch, batch),
         "adjoint_kernels": (updates, layers, batch, batch),
         "feature_movement": (layers,),
+        "feature_ranks": (updates, depth),
+        "adjoint_ranks": (updates, depth),
+        "coupling_per_layer": (rows, depth),
+        "coupling_accumulated": (rows,),
+        "backward_coupling_per_layer": (updates, depth),
+        "backward_coupling_accumulated": (updates,),
     }
     wanted = {source for name in record for source in _SOURCES.get(name, (name,))}
     return {name: (replicas, *shape) for name, shape in every.items() if name in wanted}
@@ -59,16 +76,18 @@ def shapes(
 
 def observed(
     record: Iterable[str], records: Mapping[str, Array], ensemble: bool
-) -> dict[str, Array | MinEigenvalues]:
+) -> dict[str, Observed]:
     """Return the observables named by ``record`` from the arrays that the engine filled."""
     arrays = {name: array if ensemble else array[0] for name, array in records.items()}
-    result: dict[str, Array | MinEigenvalues] = {}
+    result: dict[str, Observed] = {}
     for name in record:
         if name == "min_eigenvalues":
             result[name] = MinEigenvalues(
                 features=_smallest(arrays["activation_kernels"]),
                 adjoints=_smallest(arrays["adjoint_kernels"][..., 1:, :, :]),
             )
+        elif name == "ranks":
+            result[name] = Ranks(arrays["feature_ranks"], arrays["adjoint_ranks"])
         else:
             result[name] = arrays[name]
     return result

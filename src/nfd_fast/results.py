@@ -25,6 +25,20 @@ class MinEigenvalues(NamedTuple):
     adjoints: Array
 
 
+class Ranks(NamedTuple):
+    """How many directions of each layer have been asked about after each update (DESIGN §2).
+
+    ``features`` and ``adjoints`` are (K, L); an ensemble adds a leading replica axis. Two runs of
+    the conditional engine agree path by path, to rounding, only while these agree.
+    """
+
+    features: Array
+    adjoints: Array
+
+
+Observed = Array | MinEigenvalues | Ranks
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """Result of :func:`nfd_fast.train`; every array is float64.
@@ -56,7 +70,7 @@ class Run:
 
     outputs: Array
     losses: Array
-    observables: Mapping[str, Array | MinEigenvalues]
+    observables: Mapping[str, Observed]
     engine: str
     net: ResNet
     sgd: SGD

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments, dense, memory, observables
+from nfd_fast import _core, arguments, conditional, dense, memory, observables
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
@@ -17,7 +17,7 @@ from nfd_fast.problem import Problem
 from nfd_fast.results import Run
 from nfd_fast.threads import thread_count
 
-ENGINES = ("auto", "dense")
+ENGINES = ("auto", "dense", "conditional")
 DEVICES = ("cpu",)
 _QUANTITIES = ("none", "features", "adjoints", "outputs")
 
@@ -60,7 +60,11 @@ def train(
         ``"reused"``: adjoints flow through Wᵀ; ``"decoupled"``: through an independent W'ᵀ that
         receives the same updates.
     engine : str
-        ``"dense"`` stores the weights; ``"auto"`` chooses. The choice is in the result.
+        ``"dense"`` stores the weights. ``"conditional"`` never forms them: it draws what they
+        answer, exactly in law at every width, in memory and time linear in n·L·(K+1)·B; the two
+        agree in law, not path by path (they share W_in and V). ``"auto"`` takes dense if
+        ``weights`` are given, else conditional from n = 4(K+1)B on or where the matrices don't
+        fit. The choice is in the result.
     noise_depth : int, optional
         A multiple r·depth: each layer's initial weights are the normalised sum of r fine layers,
         so that networks of different depth share one Brownian path. Default: ``depth``.
@@ -79,6 +83,11 @@ def train(
         (K, L+1, B, n), ``"feature_kernels"`` H_lᵀH_l/n (K+1, L+1, B, B), ``"adjoint_kernels"``
         G_lᵀG_l/n (K, L+1, B, B), ``"feature_movement"`` (L+1,), the mean of (H_l at row K − H_l at
         row 0)² over neurons and batch 0, ``"min_eigenvalues"`` (see :class:`MinEigenvalues`).
+        Conditional engine only: ``"ranks"`` (see :class:`Ranks`) and, with reused weights,
+        ``"coupling_per_layer"`` (K+1, L), the mean over neurons and batch of (β D_l)², where D_l is
+        the part of W_l φ(H_{l-1}) along earlier adjoints, ``"coupling_accumulated"`` (K+1,) that
+        of (Σ_l β D_l)², and their mirror images ``"backward_coupling_per_layer"`` (K, L) and
+        ``"backward_coupling_accumulated"`` (K,), along features and before φ'.
     progress : bool or callable
         True shows a line on stderr; a function is called as ``progress(done, total)`` now and then
         with the number of passes, from the calling thread.
@@ -146,13 +155,14 @@ def train(
         record=observables.names(record),
         progress=progress_line.callback(progress),
     )
-    records, divergences = dense.run(problem)
+    chosen = _engine(engine, problem)
+    records, divergences = (dense if chosen == "dense" else conditional).run(problem)
     found = observables.observed(problem.record, records, ensemble)
     run = Run(
         outputs=records["outputs"] if ensemble else records["outputs"][0],
         losses=records["losses"] if ensemble else records["losses"][0],
         observables=found,
-        engine="dense",
+        engine=chosen,
         net=net,
         sgd=sgd,
         seeds=seeds,
@@ -229,6 +239,29 @@ def initial_weights(
         readout=readout,
         backward_hidden=draw(stream.backward_hidden, square, fine) if matrices == 2 else None,
     )
+
+
+def _engine(asked: str, problem: Problem) -> str:
+    """Return the engine to use, or raise ValueError if it can't do what is asked."""
+    needs = [name for name in problem.record if name in observables.CONDITIONAL]
+    couplings = [name for name in needs if name in observables.COUPLINGS]
+    if couplings and problem.backward != "reused":
+        raise ValueError(
+            f"record {couplings[0]!r} needs backward='reused', got {problem.backward!r}"
+        )
+    if problem.weights is not None:
+        if asked == "conditional":
+            raise ValueError(
+                "engine='conditional' never forms its weights; got weights, which need 'dense'"
+            )
+        if needs:
+            raise ValueError(f"record {needs[0]!r} needs engine='conditional', got weights")
+        return "dense"
+    if asked == "dense" and needs:
+        raise ValueError(f"record {needs[0]!r} needs engine='conditional', got 'dense'")
+    if asked != "auto":
+        return asked
+    return "conditional" if needs or conditional.is_cheaper(problem) else "dense"
 
 
 def _instance(name: str, value: object, kind: type) -> None:

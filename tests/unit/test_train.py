@@ -65,7 +65,7 @@ def train(**changes: Any) -> nfd.Run:
         ({"seed": [3, 1, 3]}, "seed must hold distinct seeds, got 3 more than once"),
         ({"seed": [3, -1]}, "seed[1] must be an integer in 0 ... 2**64 - 1, got -1"),
         ({"backward": "free"}, "backward must be one of 'reused', 'decoupled', got 'free'"),
-        ({"engine": "fast"}, "engine must be one of 'auto', 'dense', got 'fast'"),
+        ({"engine": "fast"}, "engine must be one of 'auto', 'dense', 'conditional', got 'fast'"),
         ({"device": "tpu"}, "device must be one of 'cpu', got 'tpu'"),
         ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64', got 'float16'"),
         ({"dtype": None}, "dtype must be one of 'float32', 'float64', got None"),
@@ -142,20 +142,20 @@ def test_the_memory_estimate_is_what_is_taken() -> None:
     from nfd_fast import _core
 
     width, depth, inputs, batch = 1000, 3, 7, 5
-    task = _core.DenseTask32(
+    task = _core.TrainingTask32(
         width=width, depth=depth, branch_factor=1.0, skip=True, activation=0,
         loss=_core.Loss.mse, learning_rate=0.1, train=(True, True, True), decoupled=False, fine=1,
         x=np.zeros((9, inputs), np.float32), targets=np.zeros((9, 1)), labels=None, outputs=1,
         batches=np.zeros((2, batch), np.int64), seeds=np.zeros(4, np.uint64), input=None,
         hidden=None, readout=None, backward_hidden=None, overwrite=False, keep_adjoints=False,
-        keep_first_features=False,
+        keep_first_features=False, keep_coupling=False, tolerance=0.0,
     )  # fmt: skip
-    one = task.bytes(1, False)
+    one = task.bytes(_core.Engine.dense, 1, False)
     weights = width * inputs + depth * width**2 + width
     state = (depth + 1 + 2 + 2) * batch * width
     assert one == pytest.approx(4 * (weights + state), rel=0.01)
-    assert task.bytes(2, True) == 2 * one
-    assert one < task.bytes(2, False) < 1.01 * one
+    assert task.bytes(_core.Engine.dense, 2, True) == 2 * one
+    assert one < task.bytes(_core.Engine.dense, 2, False) < 1.01 * one
 
 
 def test_progress_counts_every_pass_and_may_stop_the_run() -> None:

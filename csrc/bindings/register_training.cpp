@@ -1,4 +1,4 @@
-// The dense engine.
+// The engines: networks trained from a description to its records.
 
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
@@ -18,7 +18,7 @@ namespace {
 // One training problem as Python fills it in: sizes and switches first, then arrays. It keeps the
 // arrays alive; the engine sees only pointers.
 template <class T>
-struct DenseTask {
+struct TrainingTask {
     Problem<T> problem{};
     Array<T> x;
     std::optional<Array<double>> targets;
@@ -29,16 +29,17 @@ struct DenseTask {
 };
 
 template <class T>
-DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_factor, bool skip,
-                       int activation, Loss loss, double learning_rate,
-                       std::tuple<bool, bool, bool> train, bool decoupled, std::int64_t fine,
-                       Array<T> x, std::optional<Array<double>> targets,
-                       std::optional<Array<std::int64_t>> labels, std::int64_t outputs,
-                       Array<std::int64_t> batches, Array<std::uint64_t> seeds,
-                       std::optional<Array<T>> input, std::optional<Array<T>> hidden,
-                       std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
-                       bool overwrite, bool keep_adjoints, bool keep_first_features) {
-    DenseTask<T> task;
+TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_factor, bool skip,
+                          int activation, Loss loss, double learning_rate,
+                          std::tuple<bool, bool, bool> train, bool decoupled, std::int64_t fine,
+                          Array<T> x, std::optional<Array<double>> targets,
+                          std::optional<Array<std::int64_t>> labels, std::int64_t outputs,
+                          Array<std::int64_t> batches, Array<std::uint64_t> seeds,
+                          std::optional<Array<T>> input, std::optional<Array<T>> hidden,
+                          std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
+                          bool overwrite, bool keep_adjoints, bool keep_first_features,
+                          bool keep_coupling, double tolerance) {
+    TrainingTask<T> task;
     const std::int64_t samples = x.shape(0), inputs = x.shape(1);
     require_shape("x", x, {samples, inputs});
     require_shape("batches", batches, {batches.shape(0), batches.shape(1)});
@@ -81,6 +82,8 @@ DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_fac
     p.overwrite = overwrite;
     p.keep_adjoints = keep_adjoints;
     p.keep_first_features = keep_first_features;
+    p.keep_coupling = keep_coupling;
+    p.tolerance = tolerance;
     // Only written through when `overwrite` is set, and then NumPy says whether they may be.
     const auto pointer = [overwrite](std::optional<Array<T>>& array) -> T* {
         if (!array) return nullptr;
@@ -91,10 +94,13 @@ DenseTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_fac
     return task;
 }
 
+enum class Engine : int { dense, conditional };
+
 // Runs the task; `records` maps observables to the arrays they are written to, a leading replica
 // axis on each. Returns (update, layer, quantity) per replica; quantity 0 for one that went well.
 template <class T>
-Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_parallel,
+Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
+                             bool replicas_in_parallel,
                              std::map<std::string, Array<double>> records, py::object progress) {
     Problem<T>& p = task.problem;
     const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
@@ -114,8 +120,21 @@ Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_p
     p.records.adjoint_kernels =
         record("adjoint_kernels", {p.replicas, p.updates, layers, batch, batch});
     p.records.feature_movement = record("feature_movement", {p.replicas, layers});
-    if ((!p.keep_adjoints && (p.records.adjoints || p.records.adjoint_kernels)) ||
-        (!p.keep_first_features && p.records.feature_movement)) {
+    p.records.feature_ranks = record("feature_ranks", {p.replicas, p.updates, p.stack.depth});
+    p.records.adjoint_ranks = record("adjoint_ranks", {p.replicas, p.updates, p.stack.depth});
+    p.records.coupling_per_layer = record("coupling_per_layer", {p.replicas, rows, p.stack.depth});
+    p.records.coupling_accumulated = record("coupling_accumulated", {p.replicas, rows});
+    p.records.backward_coupling_per_layer =
+        record("backward_coupling_per_layer", {p.replicas, p.updates, p.stack.depth});
+    p.records.backward_coupling_accumulated =
+        record("backward_coupling_accumulated", {p.replicas, p.updates});
+    const bool coupling = p.records.coupling_per_layer || p.records.coupling_accumulated ||
+                          p.records.backward_coupling_per_layer ||
+                          p.records.backward_coupling_accumulated;
+    const bool all_adjoints =
+        p.records.adjoints || (p.records.adjoint_kernels && engine == Engine::dense);
+    if ((all_adjoints && !p.keep_adjoints) || (coupling && !p.keep_coupling) ||
+        (p.records.feature_movement && !p.keep_first_features)) {
         throw py::value_error("a record needs memory that the task was not told to keep");
     }
     p.threads = threads;
@@ -127,13 +146,15 @@ Array<std::int64_t> run_task(DenseTask<T>& task, int threads, bool replicas_in_p
     std::fill_n(divergences.mutable_data(), divergences.size(), 0);
 
     PythonMonitor monitor(p.replicas * rows, std::move(progress));
-    run_monitored(monitor, [&] { train_dense(p, monitor); });
+    run_monitored(monitor, [&] {
+        engine == Engine::dense ? train_dense(p, monitor) : train_conditional(p, monitor);
+    });
     return divergences;
 }
 
 template <class T>
 void register_typed(py::module_& module, const char* name) {
-    py::class_<DenseTask<T>>(module, name)
+    py::class_<TrainingTask<T>>(module, name)
         .def(py::init(&make_task<T>), py::kw_only(), py::arg("width"), py::arg("depth"),
              py::arg("branch_factor"), py::arg("skip"), py::arg("activation"), py::arg("loss"),
              py::arg("learning_rate"), py::arg("train"), py::arg("decoupled"), py::arg("fine"),
@@ -142,24 +163,24 @@ void register_typed(py::module_& module, const char* name) {
              py::arg("seeds").noconvert(), py::arg("input").noconvert(),
              py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
              py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("keep_adjoints"),
-             py::arg("keep_first_features"))
+             py::arg("keep_first_features"), py::arg("keep_coupling"), py::arg("tolerance"))
         .def(
             "bytes",
-            [](const DenseTask<T>& task, int threads, bool replicas_in_parallel) {
+            [](const TrainingTask<T>& task, Engine engine, int threads, bool replicas_in_parallel) {
                 Problem<T> p = task.problem;
                 p.threads = threads;
                 p.replicas_in_parallel = replicas_in_parallel;
-                return dense_bytes(p);
+                return engine == Engine::dense ? dense_bytes(p) : conditional_bytes(p);
             },
-            py::arg("threads"), py::arg("replicas_in_parallel"),
+            py::arg("engine"), py::arg("threads"), py::arg("replicas_in_parallel"),
             "Bytes that run() allocates besides the records.")
-        .def("run", &run_task<T>, py::arg("threads"), py::arg("replicas_in_parallel"),
-             py::arg("records"), py::arg("progress"));
+        .def("run", &run_task<T>, py::arg("engine"), py::arg("threads"),
+             py::arg("replicas_in_parallel"), py::arg("records"), py::arg("progress"));
 }
 
 }  // namespace
 
-void register_dense(py::module_& module) {
+void register_training(py::module_& module) {
     py::list names;
     py::native_enum<Loss> loss(module, "Loss", "enum.IntEnum");
 #define NFD_FAST_LOSS_NAME(name) \
@@ -169,8 +190,12 @@ void register_dense(py::module_& module) {
 #undef NFD_FAST_LOSS_NAME
     loss.finalize();
     module.attr("LOSSES") = py::tuple(names);
-    register_typed<float>(module, "DenseTask32");
-    register_typed<double>(module, "DenseTask64");
+    py::native_enum<Engine>(module, "Engine", "enum.IntEnum")
+        .value("dense", Engine::dense)
+        .value("conditional", Engine::conditional)
+        .finalize();
+    register_typed<float>(module, "TrainingTask32");
+    register_typed<double>(module, "TrainingTask64");
 }
 
 }  // namespace nfd_fast::bindings

@@ -1,0 +1,68 @@
+"""The conditional engine: the same network in law without its matrices (DESIGN §2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfd_fast import _core, memory, observables, task
+
+if TYPE_CHECKING:
+    from nfd_fast.arguments import DTypeName
+    from nfd_fast.problem import Problem
+    from nfd_fast.results import Array
+
+TOLERANCE: dict[DTypeName, float] = {"float32": 1e-5, "float64": 1e-7}
+"""A column whose residual norm is at most this share of its own counts as no new direction.
+
+float32: the same sample seen twice by unchanged weights comes back by another route, as a sum of
+stored images instead of fresh noise. The two differ by rounding alone, about one unit eps of the
+dtype per operation along a path of L layers that add independent errors of relative size eps·β:
+some ten eps altogether, 1e-6. That must count as the same direction, and does at 84 eps = 1e-5.
+float64: the residual's square is the difference of two numbers of the size of the column's square,
+each known to a few eps = 2e-16 per term of p; its root is known to about sqrt(p eps), 1e-7 for
+p = 50. (A smaller limit would take another sweep to measure the residual itself.)
+What is dropped changes an answer by at most this share of itself; laws do not depend on it over
+two decades (tests).
+"""
+
+
+def compiled(problem: Problem) -> task.Task:
+    """Return the problem as the compiled engine takes it."""
+    return task.compiled(
+        problem,
+        keep_adjoints="adjoints" in problem.record,
+        keep_coupling=any(name in observables.COUPLINGS for name in problem.record),
+        tolerance=TOLERANCE[problem.dtype],
+    )
+
+
+def run(problem: Problem) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    """Train every replica; see :func:`nfd_fast.task.run`."""
+    way_out = "take a smaller width, depth or batch, fewer updates or replicas, or record less"
+    return task.run(problem, compiled(problem), _core.Engine.conditional, way_out)
+
+
+def is_cheaper(problem: Problem) -> bool:
+    """Whether to prefer this engine to the dense one: the model behind ``engine="auto"``.
+
+    A dense update multiplies by an n×n matrix three times per layer and column, 6n² operations.
+    A conditional one compares and combines the column with the (K+1)B others of up to four arrays,
+    forward and backward, in float64 where it compares: about 24 n (K+1)B of the same operations.
+    Hence conditional from n = 4 (K+1)B on, or when the matrices don't fit the memory but this does.
+    """
+    updates, batch = problem.batches.shape
+    if problem.net.width >= 4 * (updates + 1) * batch:
+        return True
+    available = memory.available_bytes()
+    if available is None:
+        return False
+    from nfd_fast import dense
+
+    engine = _core.Engine
+    return (
+        dense.compiled(problem).bytes(engine.dense, 1, False) > available
+        and compiled(problem).bytes(engine.conditional, 1, False) <= available
+    )

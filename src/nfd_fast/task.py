@@ -1,0 +1,96 @@
+"""Hands a checked problem to the compiled engines: arrays, memory, threads, records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfd_fast import _core, memory
+from nfd_fast.model import TRAINABLE
+
+if TYPE_CHECKING:
+    from nfd_fast.problem import Problem
+    from nfd_fast.results import Array
+
+WIDE = 512
+"""Width from which the threads share one replica well enough to prefer that to idle threads."""
+
+Task = _core.TrainingTask32 | _core.TrainingTask64
+
+
+def compiled(
+    problem: Problem, *, keep_adjoints: bool, keep_coupling: bool = False, tolerance: float = 0.0
+) -> Task:
+    """Return the compiled description of a problem; nothing large is allocated yet."""
+    net, sgd, weights = problem.net, problem.sgd, problem.weights
+    task_type = _core.TrainingTask32 if problem.dtype == "float32" else _core.TrainingTask64
+    return task_type(
+        width=net.width,
+        depth=net.depth,
+        branch_factor=net.branch_factor,
+        skip=net.skip,
+        activation=_core.ACTIVATIONS.index(net.activation),
+        loss=_core.Loss[sgd.loss],
+        learning_rate=sgd.learning_rate,
+        train=tuple(part in sgd.train for part in TRAINABLE),
+        decoupled=problem.backward == "decoupled",
+        fine=problem.fine,
+        x=problem.x,
+        targets=problem.targets,
+        labels=problem.labels,
+        outputs=net.outputs,
+        batches=problem.batches,
+        seeds=np.array(problem.seeds, dtype=np.uint64),
+        input=None if weights is None else weights.input,
+        hidden=None if weights is None else weights.hidden,
+        readout=None if weights is None else weights.readout,
+        backward_hidden=None if weights is None else weights.backward_hidden,
+        overwrite=problem.overwrite_weights,
+        keep_adjoints=keep_adjoints,
+        keep_first_features="feature_movement" in problem.record,
+        keep_coupling=keep_coupling,
+        tolerance=tolerance,
+    )
+
+
+def run(
+    problem: Problem, task: Task, engine: _core.Engine, way_out: str
+) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    """Train every replica.
+
+    Returns
+    -------
+    records : dict of str to (R, ...) array
+        What the problem asks to be recorded; NaN in rows that were not reached.
+    divergences : (R, 3) array of int64
+        Update, layer and quantity (0 none, 1 features, 2 adjoints, 3 outputs) of each replica.
+
+    Raises
+    ------
+    MemoryError
+        Before any work, if the estimate exceeds what is available.
+    """
+    threads = min(problem.threads, _core.most_threads())
+    parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
+    memory.require(task.bytes(engine, threads, parallel) + problem.record_bytes(), way_out)
+    records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes().items()}
+    divergences = task.run(engine, threads, parallel, records, problem.progress)
+    return records, divergences
+
+
+def _replicas_in_parallel(
+    task: Any, engine: _core.Engine, replicas: int, width: int, threads: int
+) -> bool:
+    """Whether each thread gets replicas of its own, rather than all sharing one at a time.
+
+    Its own replica costs a thread no barriers, but takes memory per thread, and leaves threads idle
+    at the end unless the replicas come out even or are many. Results are the same.
+    """
+    if threads == 1 or replicas < threads:
+        return False
+    balanced = replicas % threads == 0 or replicas >= 4 * threads
+    available = memory.available_bytes()
+    fits = available is None or task.bytes(engine, threads, True) <= available / 2
+    return fits and (balanced or width < WIDE)
