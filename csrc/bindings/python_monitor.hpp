@@ -13,13 +13,13 @@ class PythonMonitor final : public Monitor {
   public:
     // `progress` is None or a callable progress(done, total).
     PythonMonitor(std::int64_t total, pybind11::object progress)
-        : Monitor(total), total_(total), progress_(std::move(progress)) {}
+        : Monitor(total), progress_(std::move(progress)) {}
 
     // Call with the GIL held, after the computation: raises what a signal handler or the callable
     // raised meanwhile, else reports the end.
     void finish() {
         if (error_) throw pybind11::error_already_set();
-        if (!progress_.is_none()) progress_(total_, total_);
+        if (!progress_.is_none()) progress_(total(), total());
     }
 
   protected:
@@ -47,7 +47,6 @@ class PythonMonitor final : public Monitor {
     // Often enough that Ctrl-C feels immediate, seldom enough to cost nothing.
     static constexpr std::chrono::milliseconds kInterval{100};
 
-    std::int64_t total_;
     pybind11::object progress_;
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
     bool error_ = false;

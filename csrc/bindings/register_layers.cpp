@@ -6,6 +6,7 @@
 #include "bindings/python_monitor.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/layers.hpp"
+#include "nfd_fast/activations.hpp"
 
 namespace nfd_fast::bindings {
 namespace {
@@ -14,6 +15,9 @@ template <class T>
 LayerStack stack_of(const Array<T>& features, double branch_factor, bool skip, int activation) {
     if (features.ndim() != 3 || features.shape(0) < 1) {
         throw py::value_error("features must have shape (depth + 1, batch, width)");
+    }
+    if (activation < 0 || activation >= activation_count) {
+        throw py::value_error("no such activation");
     }
     return {features.shape(2), features.shape(0) - 1, features.shape(1), branch_factor, skip,
             activation};
@@ -25,7 +29,7 @@ void forward(const Array<T>& hidden, Array<T>& features, double branch_factor, b
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     std::vector<T> activations(static_cast<std::size_t>(2 * stack.layer_size()));
-    FirstBadLayer bad(stack.depth + 2);
+    FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     T* layers = features.mutable_data();
@@ -49,7 +53,7 @@ void backward(const Array<T>& hidden, const Array<T>& features, Array<T>& adjoin
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
     std::vector<T> scratch = tile_scratch<T>(stack, threads);
-    FirstBadLayer bad(stack.depth + 2);
+    FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     const T* layers = features.data();

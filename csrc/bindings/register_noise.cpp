@@ -78,7 +78,7 @@ void box_muller(const Array<std::uint32_t>& given, Array<T>& out) {
     kernels().of<T>().box_muller(given.data(), blocks, out.mutable_data());
 }
 
-// (layers, neurons, columns) matrices, or with `vectors` (columns, neurons) of one layer.
+// Fills out (layers, neurons, columns).
 template <class T>
 void initial_matrices(std::uint64_t seed, Stream stream, std::int64_t fine, Array<T>& out,
                       int threads) {

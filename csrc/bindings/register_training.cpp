@@ -3,7 +3,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include <map>
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -11,6 +11,7 @@
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
 #include "cpu/problem.hpp"
+#include "nfd_fast/activations.hpp"
 
 namespace nfd_fast::bindings {
 namespace {
@@ -52,6 +53,14 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
     if (backward_hidden) require_shape("backward_hidden", *backward_hidden, {depth, width, width});
     if (!(loss == Loss::mse ? targets.has_value() : labels.has_value())) {
         throw py::value_error("the loss needs its targets or labels");
+    }
+    const auto within = [](const Array<std::int64_t>& indices, std::int64_t bound) {
+        return std::all_of(indices.data(), indices.data() + indices.size(),
+                           [bound](std::int64_t i) { return 0 <= i && i < bound; });
+    };
+    if (!within(batches, samples) || (labels && !within(*labels, outputs)) || activation < 0 ||
+        activation >= activation_count) {
+        throw py::value_error("batches, labels and activation must be in range");
     }
     task.x = std::move(x);
     task.targets = std::move(targets);
@@ -100,15 +109,20 @@ enum class Engine : int { dense, conditional };
 // axis on each. Returns (update, layer, quantity) per replica; quantity 0 for one that went well.
 template <class T>
 Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
-                             bool replicas_in_parallel,
-                             std::map<std::string, Array<double>> records, py::object progress) {
+                             bool replicas_in_parallel, const py::dict& records,
+                             py::object progress) {
     Problem<T>& p = task.problem;
     const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
     const auto record = [&](const char* name, std::initializer_list<std::int64_t> shape) {
-        const auto found = records.find(name);
-        if (found == records.end()) return static_cast<double*>(nullptr);
-        require_shape(name, found->second, shape);
-        return found->second.mutable_data();
+        if (!records.contains(name)) return static_cast<double*>(nullptr);
+        const py::object given = records[name];
+        // Checked rather than converted: a copy would be filled and thrown away.
+        if (!py::isinstance<Array<double>>(given)) {
+            throw py::type_error(std::string(name) + " must be a C-contiguous float64 array");
+        }
+        auto array = py::reinterpret_borrow<Array<double>>(given);
+        require_shape(name, array, shape);
+        return array.mutable_data();
     };
     p.records.outputs = record("outputs", {p.replicas, rows, batch, p.outputs});
     p.records.losses = record("losses", {p.replicas, rows});

@@ -165,14 +165,14 @@ struct ConditionalHidden {
     }
 
     void forward(const Problem<T>& p, std::int64_t replica, std::int64_t k, T* layers,
-                 FirstBadLayer& bad, Monitor& monitor, Team team) {
+                 FirstBadStep& bad, Monitor& monitor, Team team) {
         Pass pass{*this, p, replica, k, kFeatures, layers, {}, {}, bad, monitor, team};
         pass.keep = k < p.updates;
         pass.run();
     }
 
     void backward(const Problem<T>& p, std::int64_t replica, std::int64_t k, const T* layers,
-                  AdjointStore<T> adjoints, Gradient gradient, FirstBadLayer& bad, Monitor& monitor,
+                  AdjointStore<T> adjoints, Gradient gradient, FirstBadStep& bad, Monitor& monitor,
                   Team team) {
         Pass pass{*this,    p,        replica, k,       kAdjoints, const_cast<T*>(layers),
                   adjoints, gradient, bad,     monitor, team};
@@ -196,7 +196,7 @@ struct ConditionalHidden {
         T* features;  // (L+1, B, n)
         AdjointStore<T> adjoints;
         Gradient gradient;
-        FirstBadLayer& bad;
+        FirstBadStep& bad;
         Monitor& monitor;
         Team team;
         bool keep = true;  // whether later passes will ask about this block
@@ -597,7 +597,7 @@ struct ConditionalHidden {
             }
             for (std::int64_t b = 0; b < batch; ++b) {
                 if (!vector.all_finite(out + b * out_stride, count)) {
-                    bad.report(forward() ? layer : layer - 1);
+                    bad.report(index + 1);
                 }
             }
         }

@@ -42,13 +42,13 @@ struct DenseHidden {
         if (p.decoupled) start(Stream::backward_hidden, backward_hidden, p.given.backward_hidden);
     }
 
-    void forward(const Problem<T>& p, std::int64_t, std::int64_t, T* features, FirstBadLayer& bad,
+    void forward(const Problem<T>& p, std::int64_t, std::int64_t, T* features, FirstBadStep& bad,
                  Monitor& monitor, Team team) {
         forward_layers(p.stack, hidden, features, activations, bad, monitor, team);
     }
 
     void backward(const Problem<T>& p, std::int64_t, std::int64_t, const T* features,
-                  AdjointStore<T> adjoints, Gradient gradient, FirstBadLayer& bad, Monitor& monitor,
+                  AdjointStore<T> adjoints, Gradient gradient, FirstBadStep& bad, Monitor& monitor,
                   Team team) {
         HiddenUpdate<T> update;
         if (p.train_hidden) {

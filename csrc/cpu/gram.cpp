@@ -9,10 +9,12 @@ namespace nfd_fast {
 
 template <class T>
 void gram(const T* x, std::int64_t columns, std::int64_t width, int activation, double* scratch,
-          double* out) {
+          Monitor& monitor, Team team, double* out) {
     std::fill_n(out, columns * columns, 0.0);
     T values[kGramNeurons];
     for (std::int64_t first = 0; first < width; first += kGramNeurons) {
+        if (team.polls) monitor.poll();
+        if (monitor.stopped()) return;
         const std::int64_t count = std::min(kGramNeurons, width - first);
         for (std::int64_t b = 0; b < columns; ++b) {
             const T* row = x + b * width + first;
@@ -28,7 +30,9 @@ void gram(const T* x, std::int64_t columns, std::int64_t width, int activation, 
     }
 }
 
-template void gram<float>(const float*, std::int64_t, std::int64_t, int, double*, double*);
-template void gram<double>(const double*, std::int64_t, std::int64_t, int, double*, double*);
+template void gram<float>(const float*, std::int64_t, std::int64_t, int, double*, Monitor&, Team,
+                          double*);
+template void gram<double>(const double*, std::int64_t, std::int64_t, int, double*, Monitor&, Team,
+                           double*);
 
 }  // namespace nfd_fast

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include "cpu/monitor.hpp"
+#include "cpu/team.hpp"
+
 namespace nfd_fast {
 
 constexpr std::int64_t kGramNeurons = 512;
@@ -12,8 +15,9 @@ constexpr std::int64_t gram_scratch(std::int64_t columns) { return columns * kGr
 
 // out (columns, columns) = (1/width) sum_i x[a][i] x[b][i] for x (columns, width), summed over
 // chunks of neurons in increasing order. With `activation` >= 0, of phi(x) instead of x.
+// The calling member does it alone.
 template <class T>
 void gram(const T* x, std::int64_t columns, std::int64_t width, int activation, double* scratch,
-          double* out);
+          Monitor& monitor, Team team, double* out);
 
 }  // namespace nfd_fast

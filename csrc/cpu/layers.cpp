@@ -49,7 +49,7 @@ void update_tile(const LayerStack& stack, const T* features, const T* adjoints,
 
 template <class T>
 void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* activations,
-                    FirstBadLayer& bad, Monitor& monitor, Team team) {
+                    FirstBadStep& bad, Monitor& monitor, Team team) {
     const auto& vector = kernels().of<T>();
     const std::int64_t n = stack.width;
     // phi(H_{l-1}) is read by every product of layer l while phi(H_l) is being written: two slots.
@@ -85,7 +85,7 @@ void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* ac
 template <class T>
 void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
                      AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,
-                     FirstBadLayer& bad, Monitor& monitor, Team team) {
+                     FirstBadStep& bad, Monitor& monitor, Team team) {
     const auto& vector = kernels().of<T>();
     const std::int64_t n = stack.width;
     T* product = scratch + team.rank * 2 * stack.batch * stack.tile();
@@ -105,7 +105,7 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
                                     before + at, product + b * count, branch_scale<T>(stack), count,
                                     below + at);
-                if (!vector.all_finite(below + at, count)) bad.report(l - 1);
+                if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }
             if (update.hidden) update_tile(stack, before, above, update, l, first, count, weighted);
         });
@@ -127,12 +127,12 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
     }
 }
 
-#define NFD_FAST_INSTANTIATE(T)                                                                    \
-    template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadLayer&, Monitor&, \
-                                    Team);                                                         \
-    template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,       \
-                                     const HiddenUpdate<T>&, T*, FirstBadLayer&, Monitor&, Team);  \
-    template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&,  \
+#define NFD_FAST_INSTANTIATE(T)                                                                   \
+    template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadStep&, Monitor&, \
+                                    Team);                                                        \
+    template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,      \
+                                     const HiddenUpdate<T>&, T*, FirstBadStep&, Monitor&, Team);  \
+    template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&, \
                                    T*, Monitor&, Team);
 NFD_FAST_INSTANTIATE(float)
 NFD_FAST_INSTANTIATE(double)

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/monitor.hpp"
 #include "cpu/team.hpp"
@@ -26,29 +27,29 @@ struct LayerStack {
     std::int64_t tile() const { return width < 4096 ? 128 : 256; }
 };
 
-// The lowest layer at which a pass met a non-finite number; depth + 2 while there is none.
-class FirstBadLayer {
+// How many layers a pass had made, its start included, when it first met a non-finite number: the
+// layer itself forward, depth minus the layer backward.
+class FirstBadStep {
   public:
-    explicit FirstBadLayer(std::int64_t none) : none_(none), layer_(none) {}
-    void report(std::int64_t layer) {
-        std::int64_t seen = layer_.load(std::memory_order_relaxed);
-        while (layer < seen && !layer_.compare_exchange_weak(seen, layer)) {
+    void report(std::int64_t step) {
+        std::int64_t seen = step_.load(std::memory_order_relaxed);
+        while (step < seen && !step_.compare_exchange_weak(seen, step)) {
         }
     }
-    void reset() { layer_.store(none_); }
-    bool found() const { return layer_.load() != none_; }
-    std::int64_t layer() const { return layer_.load(); }
+    void reset() { step_.store(kNone); }
+    bool found() const { return step_.load() != kNone; }
+    std::int64_t step() const { return step_.load(); }
 
   private:
-    std::int64_t none_;
-    std::atomic<std::int64_t> layer_;
+    static constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+    std::atomic<std::int64_t> step_{kNone};
 };
 
 // Fills features 1 ... L from features 0. `activations` is scratch of 2 B n. One barrier a layer.
 // All members of the team call it; the results are complete when it returns on every one.
 template <class T>
 void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* activations,
-                    FirstBadLayer& bad, Monitor& monitor, Team team);
+                    FirstBadStep& bad, Monitor& monitor, Team team);
 
 // Where adjoints live: all L+1 layers, or two slots used in turn when nobody reads them later.
 template <class T>
@@ -77,7 +78,7 @@ struct HiddenUpdate {
 template <class T>
 void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
                      AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,
-                     FirstBadLayer& bad, Monitor& monitor, Team team);
+                     FirstBadStep& bad, Monitor& monitor, Team team);
 
 // The update alone, from adjoints of all layers. `scratch` as above.
 template <class T>

@@ -21,6 +21,8 @@ class Monitor {
     bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
     void advance(std::int64_t steps = 1) { done_.fetch_add(steps, std::memory_order_relaxed); }
 
+    std::int64_t total() const { return total_; }
+
   protected:
     virtual bool go_on(std::int64_t done, std::int64_t total) = 0;
 

@@ -16,9 +16,6 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <limits>
-#include <memory>
-#include <new>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -26,6 +23,7 @@
 #include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/memory.hpp"
 #include "cpu/problem.hpp"
 #include "cpu/weights.hpp"
 
@@ -137,7 +135,7 @@ template <class T, template <class> class Hidden>
 class Replica {
   public:
     Replica(const Problem<T>& problem, Workspace<T, Hidden>& workspace, Monitor& monitor)
-        : p_(problem), w_(workspace), monitor_(monitor), bad_(problem.stack.depth + 2) {}
+        : p_(problem), w_(workspace), monitor_(monitor) {}
 
     void train(std::int64_t replica, Team team) {
         initialize(replica, team);
@@ -164,6 +162,10 @@ class Replica {
     std::int64_t tile() const { return p_.stack.tile(); }
     T* features(std::int64_t l) const { return w_.features + l * p_.stack.layer_size(); }
     AdjointStore<T> adjoints() const { return {w_.adjoints, p_.keep_adjoints}; }
+    bool stopped(Team team) const {
+        if (team.polls) monitor_.poll();
+        return monitor_.stopped();
+    }
     double mean_over_batch() const { return 1.0 / static_cast<double>(p_.stack.batch); }
 
     void initialize(std::int64_t replica, Team team) {
@@ -194,6 +196,7 @@ class Replica {
         team.sync();
         const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(p_.inputs)));
         team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
+            if (stopped(team)) return;
             blas::multiply(blas::Transpose::no, blas::Transpose::yes, s.batch, count, p_.inputs,
                            scale, w_.x, p_.inputs, w_.input + first * p_.inputs, p_.inputs, T(0),
                            features(0) + first, s.width);
@@ -221,7 +224,7 @@ class Replica {
             return;
         }
         if (bad_.found()) {
-            diverged(replica, k, bad_.layer(), Quantity::features);
+            diverged(replica, k, bad_.step(), Quantity::features);
             return;
         }
         const std::int64_t batch = p_.stack.batch;
@@ -265,7 +268,7 @@ class Replica {
                         vector.axpy(seed, readout, count, row);
                     }
                 }
-                if (!vector.all_finite(row, count)) bad_.report(s.depth);
+                if (!vector.all_finite(row, count)) bad_.report(0);
             }
         });
         if (team.rank == 0) weigh_inputs();
@@ -278,6 +281,7 @@ class Replica {
 
         // W_in -= eta m/sqrt(d) sum_b w_b G_0[b] x_b^T and V -= eta m sum_b H_L[b] chi_b^T.
         team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
+            if (stopped(team)) return;
             if (p_.train_input) {
                 blas::multiply(blas::Transpose::yes, blas::Transpose::no, count, p_.inputs, s.batch,
                                T(1), adjoints().layer(s, 0) + first, s.width, w_.weighted_x,
@@ -309,7 +313,7 @@ class Replica {
         if (monitor_.stopped()) {
             verdict_ = Verdict::stop;
         } else if (bad_.found()) {
-            diverged(replica, k, bad_.layer(), Quantity::adjoints);
+            diverged(replica, k, p_.stack.depth - bad_.step(), Quantity::adjoints);
         }
     }
 
@@ -327,16 +331,17 @@ class Replica {
         const std::int64_t square = s.batch * s.batch;
         double* scratch = w_.gram + team.rank * gram_scratch(s.batch);
         team.for_tiles(layers, 1, [&](std::int64_t l, std::int64_t) {
+            if (stopped(team)) return;
             if (p_.records.features) {
                 std::copy_n(features(l), s.layer_size(),
                             p_.records.features + (row * layers + l) * s.layer_size());
             }
             if (p_.records.feature_kernels) {
-                gram(features(l), s.batch, s.width, -1, scratch,
+                gram(features(l), s.batch, s.width, -1, scratch, monitor_, team,
                      p_.records.feature_kernels + (row * layers + l) * square);
             }
             if (!Hidden<T>::records_kernels && p_.records.activation_kernels && l < s.depth) {
-                gram(features(l), s.batch, s.width, s.activation, scratch,
+                gram(features(l), s.batch, s.width, s.activation, scratch, monitor_, team,
                      p_.records.activation_kernels + (row * s.depth + l) * square);
             }
             if (!p_.records.feature_movement) return;
@@ -358,13 +363,14 @@ class Replica {
         double* scratch = w_.gram + team.rank * gram_scratch(s.batch);
         // Without the others, the adjoints of layer 0 are still there.
         team.for_tiles(p_.keep_adjoints ? layers : 1, 1, [&](std::int64_t l, std::int64_t) {
+            if (stopped(team)) return;
             const T* layer = adjoints().layer(s, l);
             if (p_.records.adjoints) {
                 std::copy_n(layer, s.layer_size(),
                             p_.records.adjoints + (row * layers + l) * s.layer_size());
             }
             if (p_.records.adjoint_kernels && (l == 0 || !Hidden<T>::records_kernels)) {
-                gram(layer, s.batch, s.width, -1, scratch,
+                gram(layer, s.batch, s.width, -1, scratch, monitor_, team,
                      p_.records.adjoint_kernels + (row * layers + l) * s.batch * s.batch);
             }
         });
@@ -374,27 +380,14 @@ class Replica {
     const Problem<T>& p_;
     Workspace<T, Hidden>& w_;
     Monitor& monitor_;
-    FirstBadLayer bad_;
+    FirstBadStep bad_;
     const std::int64_t* batch_ = nullptr;
     Verdict verdict_ = Verdict::go_on;
 };
 
-struct AlignedDelete {
-    void operator()(unsigned char* memory) const {
-        ::operator delete(memory, std::align_val_t{Arena::kAlignment});
-    }
-};
-
-using Memory = std::unique_ptr<unsigned char, AlignedDelete>;
-
 template <class T, template <class> class Hidden>
-Memory allocate(const Problem<T>& problem, Workspace<T, Hidden>& workspace) {
-    const double bytes = lay_out<T, Hidden>(problem, nullptr, workspace);
-    if (bytes > static_cast<double>(std::numeric_limits<std::ptrdiff_t>::max())) {
-        throw std::bad_alloc();
-    }
-    Memory memory(static_cast<unsigned char*>(
-        ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{Arena::kAlignment})));
+Block allocate(const Problem<T>& problem, Workspace<T, Hidden>& workspace) {
+    Block memory = take_block(lay_out<T, Hidden>(problem, nullptr, workspace));
     lay_out<T, Hidden>(problem, memory.get(), workspace);
     return memory;
 }
@@ -403,7 +396,7 @@ template <class T, template <class> class Hidden>
 void train_replicas(const Problem<T>& problem, Monitor& monitor) {
     const blas::SingleThreaded single_threaded_blas;
     std::vector<Workspace<T, Hidden>> workspace(static_cast<std::size_t>(workspaces(problem)));
-    std::vector<Memory> memory;
+    std::vector<Block> memory;
     for (auto& w : workspace) memory.push_back(allocate(problem, w));
 
     if (!problem.replicas_in_parallel) {

@@ -40,6 +40,5 @@ class DivergenceError(ArithmeticError):
     def __str__(self) -> str:
         return (
             f"{self.quantity} stopped being finite at layer {self.layer} after {self.update} "
-            f"updates (seed {self.seed}); a smaller learning_rate or horizon usually helps. "
-            "The rows recorded before are in the exception's .run"
+            f"updates (seed {self.seed}); a smaller learning_rate or horizon usually helps"
         )

@@ -27,6 +27,8 @@ OBSERVABLES = (
 COUPLINGS = OBSERVABLES[-4:]
 CONDITIONAL = OBSERVABLES[-5:]
 """What only the conditional engine can tell; the couplings only with reused weights."""
+EIGENVALUE_WORK = 10**7
+"""Multiplications, give or take a factor, that one call of the eigenvalue solver may take."""
 ALWAYS = ("outputs", "losses")
 
 # The arrays that an engine fills for each observable that isn't one of them itself.
@@ -84,7 +86,7 @@ def observed(
         if name == "min_eigenvalues":
             result[name] = MinEigenvalues(
                 features=_smallest(arrays["activation_kernels"]),
-                adjoints=_smallest(arrays["adjoint_kernels"][..., 1:, :, :]),
+                adjoints=_smallest(arrays["adjoint_kernels"])[..., 1:],
             )
         elif name == "ranks":
             result[name] = Ranks(arrays["feature_ranks"], arrays["adjoint_ranks"])
@@ -95,7 +97,13 @@ def observed(
 
 def _smallest(matrices: Array) -> Array:
     """Return the smallest eigenvalue of each matrix; NaN where a run had stopped before it."""
-    reached = np.isfinite(matrices).all(axis=(-2, -1))
-    values = np.full(matrices.shape[:-2], np.nan)
-    values[reached] = np.linalg.eigvalsh(matrices[reached])[..., 0]
-    return values
+    size = matrices.shape[-1]
+    stack = matrices.reshape(-1, size, size)
+    values = np.full(len(stack), np.nan)
+    # A few at a time: no second copy of all of them, and Ctrl-C is heard in between.
+    step = max(1, EIGENVALUE_WORK // size**3)
+    for first in range(0, len(stack), step):
+        part = stack[first : first + step]
+        reached = np.isfinite(part).all(axis=(-2, -1))
+        values[first : first + step][reached] = np.linalg.eigvalsh(part[reached])[:, 0]
+    return values.reshape(matrices.shape[:-2])

@@ -72,7 +72,7 @@ def run(
     MemoryError
         Before any work, if the estimate exceeds what is available.
     """
-    threads = min(problem.threads, _core.most_threads())
+    threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
     memory.require(task.bytes(engine, threads, parallel) + problem.record_bytes(), way_out)
     records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes().items()}

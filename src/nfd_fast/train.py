@@ -19,6 +19,10 @@ from nfd_fast.threads import thread_count
 
 ENGINES = ("auto", "dense", "conditional")
 DEVICES = ("cpu",)
+MAX_REPLICAS = 10_000_000
+"""Of one call: what is recorded of more would not fit a memory."""
+MAX_BLAS_SIZE = 2**31 - 1
+"""Sizes of matrix products are 32-bit integers in the BLAS interface."""
 _QUANTITIES = ("none", "features", "adjoints", "outputs")
 
 
@@ -127,6 +131,8 @@ def train(
     arguments.option("device", device, DEVICES)
     name = arguments.dtype_name(dtype)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
+    if not len(inputs):
+        raise ValueError("x must hold at least one sample, got none")
     targets, labels = _answers(net, sgd, y, len(inputs))
     seeds, ensemble = _seeds(seed)
     fine = _fine_layers(net, noise_depth)
@@ -136,15 +142,21 @@ def train(
         if noise_depth is not None:
             raise ValueError("noise_depth describes weights drawn from the seed; got weights too")
         weights = _given_weights(net, weights, backward, name, overwrite_weights)
+        inputs = inputs if not overwrite_weights else inputs.copy()  # they may be the weights
+        targets = targets if targets is None or not overwrite_weights else targets.copy()
     elif overwrite_weights:
         raise ValueError("overwrite_weights needs weights to overwrite, got weights=None")
+    index = _batches(batches, len(inputs))
+    for name_, size in (("width", net.width), ("inputs", net.inputs), ("batch", index.shape[1])):
+        if size > MAX_BLAS_SIZE:
+            raise ValueError(f"{name_} must be at most 2**31 - 1 to train, got {size}")
     problem = Problem(
         net=net,
         sgd=sgd,
         x=inputs,
         targets=targets,
         labels=labels,
-        batches=_batches(batches, len(inputs)),
+        batches=index,
         seeds=seeds,
         backward=backward,
         fine=fine,
@@ -290,7 +302,7 @@ def _answers(
             raise ValueError(
                 f"y must be labels in 0 ... {net.outputs - 1}, got {labels[bad]} at index {bad}"
             )
-        return None, np.ascontiguousarray(labels, dtype=np.int64)
+        return None, np.array(labels, dtype=np.int64, order="C")  # a copy: it stays as checked
     targets: ArrayLike = y
     if net.outputs == 1 and np.ndim(y) == 1:
         targets = np.asarray(y)[:, None]
@@ -316,7 +328,7 @@ def _batches(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
         raise ValueError(
             f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
         )
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
 
 
 def _seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
@@ -331,13 +343,17 @@ def _seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
         raise ValueError(
             f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
         )
-    seeds = tuple(arguments.seed(f"seed[{i}]", s) for i, s in enumerate(seed))
+    seeds: dict[int, None] = {}  # in order, and distinct
+    for i, value in enumerate(seed):
+        if i == MAX_REPLICAS:
+            raise ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
+        checked = arguments.seed(f"seed[{i}]", value)
+        if checked in seeds:
+            raise ValueError(f"seed must hold distinct seeds, got {checked} more than once")
+        seeds[checked] = None
     if not seeds:
         raise ValueError("seed must hold at least one seed, got none")
-    if len(set(seeds)) < len(seeds):
-        repeated = next(s for i, s in enumerate(seeds) if s in seeds[:i])
-        raise ValueError(f"seed must hold distinct seeds, got {repeated} more than once")
-    return seeds, True
+    return tuple(seeds), True
 
 
 def _fine_layers(net: ResNet, noise_depth: int | None) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,7 @@ def train(**changes: Any) -> nfd.Run:
         ({"sgd": 0.1}, "sgd must be an nfd_fast.SGD, got 0.1"),
         ({"x": X[:, :2]}, r"x must have shape (samples, 3), got (4, 2)"),
         ({"x": X[0]}, r"x must have shape (samples, 3), got (3,)"),
-        ({"x": [[1, 2, 3], [4]]}, "x must be an array of shape (samples, 3), got"),
+        ({"x": [[1, 2, 3], [4]]}, "x must be an array, got sequences of unequal lengths"),
         ({"x": [["a", "b", "c"]]}, "x must be real numbers, got dtype <U1"),
         ({"x": X * 1j}, "x must be real numbers, got dtype complex128"),
         (
@@ -56,6 +59,9 @@ def train(**changes: Any) -> nfd.Run:
         ({"batches": [[0, -1]]}, "batches must be indices in 0 ... 3, got -1"),
         ({"batches": [[0.0, 1.0]]}, "batches must be integer indices, got dtype float64"),
         ({"batches": [[0], [1, 2]]}, "batches must have shape (updates, batch), got"),
+        ({"x": X[:0]}, "x must hold at least one sample, got none"),
+        ({"net": nfd.ResNet(1, 1, 2**31)}, "x must have shape (samples, 2147483648), got (4, 3)"),
+        ({"seed": range(10**12)}, "seed must hold at most 10000000 seeds, got more"),
         ({"seed": -1}, "seed must be an integer in 0 ... 2**64 - 1, got -1"),
         ({"seed": 2**64}, "seed must be an integer in 0 ... 2**64 - 1, got"),
         ({"seed": 1.5}, "seed must be an integer or a sequence of them, got 1.5"),
@@ -129,7 +135,9 @@ def test_explicit_weights_are_checked() -> None:
 
 def test_too_little_memory_is_said_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MemoryError, match=r"this needs about 3\.7.*e\+0?[0-9]+ GiB and .* GiB are"):
-        train(net=nfd.ResNet(width=10**6, depth=1000, inputs=3))
+        train(net=nfd.ResNet(width=10**6, depth=1000, inputs=3), engine="dense")
+    with pytest.raises(MemoryError, match="take a smaller width, depth or batch, fewer updates"):
+        train(net=nfd.ResNet(width=10**6, depth=10**5, inputs=3))
     with pytest.raises(MemoryError, match="take a smaller width or depth"):
         nfd.initial_weights(nfd.ResNet(width=10**6, depth=1000, inputs=3), 0)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
@@ -158,16 +166,104 @@ def test_the_memory_estimate_is_what_is_taken() -> None:
     assert one < task.bytes(_core.Engine.dense, 2, False) < 1.01 * one
 
 
-def test_progress_counts_every_pass_and_may_stop_the_run() -> None:
+def test_progress_counts_every_pass() -> None:
     seen: list[tuple[int, int]] = []
     train(progress=lambda done, total: seen.append((done, total)), seed=range(3))
     assert seen[-1] == (9, 9)
 
-    def stop(done: int, total: int) -> None:
-        raise RuntimeError(f"enough at {done} of {total}")
 
-    with pytest.raises(RuntimeError, match="enough at"):
-        train(progress=stop)
+def test_a_progress_function_is_heard_while_the_run_goes_on() -> None:
+    """The run would take minutes; its first report ends it."""
+
+    def stop(done: int, total: int) -> None:
+        raise RuntimeError(f"{done} {total}")
+
+    net = nfd.ResNet(width=300, depth=20, inputs=3)
+    batches = [[0, 1, 2, 3]] * 100_000
+    with pytest.raises(RuntimeError) as caught:
+        train(net=net, sgd=nfd.SGD(1e-6), batches=batches, progress=stop, engine="dense")
+    done, total = map(int, str(caught.value).split())
+    assert total == 100_001
+    assert done < total / 10
+
+
+def test_what_was_checked_stays_as_it_was_checked() -> None:
+    """A callback that spoils the caller's arrays changes nothing: the run has its own."""
+    net = nfd.ResNet(width=200, depth=20, inputs=3, outputs=4)
+    batches, labels = np.tile([[0, 1, 2]], (300, 1)).astype(np.int64), np.arange(4)
+
+    def spoil(done: int, total: int) -> None:
+        batches[:] = 10**12
+        labels[:] = 10**12
+
+    given: dict[str, Any] = {"net": net, "sgd": nfd.SGD(0.01, loss="cross_entropy")}
+    expected = train(**given, y=np.arange(4), batches=batches.copy())
+    found = train(**given, y=labels, batches=batches, progress=spoil)
+    assert np.array_equal(found.losses, expected.losses)
+
+
+def test_inputs_that_are_the_weights_being_trained_are_copied_first() -> None:
+    net = nfd.ResNet(width=3, depth=2, inputs=3)
+    sgd, batches = nfd.SGD(0.5), [[0, 1, 2]] * 5
+    weights, again = nfd.initial_weights(net, 0), nfd.initial_weights(net, 0)
+    options: dict[str, Any] = {"net": net, "sgd": sgd, "batches": batches, "y": Y[:3]}
+    shared = train(**options, x=weights.input, weights=weights, overwrite_weights=True)
+    apart = train(**options, x=again.input.copy(), weights=again, overwrite_weights=True)
+    assert np.array_equal(shared.losses, apart.losses)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_gives_the_same_result() -> None:
+    """The threads of the parent are gone in the child; it must not wait for them."""
+    code = """
+import os, numpy as np, nfd_fast as nfd
+def losses():
+    net = nfd.ResNet(600, 3, 2)
+    return nfd.train(net, nfd.SGD(0.1), np.eye(2), [0, 1], batches=[[0, 1]] * 3, threads=2).losses
+before = losses()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(losses(), before) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60)
+    assert done.returncode == 0
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "options",
+    [
+        "engine='dense', record=['adjoints']",
+        "engine='dense', record=['min_eigenvalues']",
+        "engine='conditional', record=['coupling_accumulated']",
+    ],
+)
+def test_the_memory_estimate_is_what_the_process_grows_by(options: str) -> None:
+    """Within 10%, besides 30 MiB for threads and libraries."""
+    code = f"""
+import numpy as np, nfd_fast as nfd
+from nfd_fast import memory
+estimates = []
+require = memory.require
+memory.require = lambda needed, way_out: (estimates.append(needed), require(needed, way_out))
+def peak():
+    # Not getrusage: its maximum includes the process that started this one.
+    (line,) = (l for l in open("/proc/self/status") if l.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+def run(width, depth, batch):
+    nfd.train(nfd.ResNet(width, depth, 2), nfd.SGD(0.1), np.zeros((batch, 2)), np.zeros(batch),
+              batches=[range(batch)] * 3, {options})
+run(16, 2, 2)
+before = peak()
+run({"60, 100, 200" if "eigen" in options else "2000, 30, 8"})
+grown = peak() - before
+assert 0.9 * estimates[-1] - 3e7 < grown < 1.1 * estimates[-1] + 3e7, (grown, estimates)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_ensemble_adds_a_leading_axis_to_everything() -> None:

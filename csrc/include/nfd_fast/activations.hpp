@@ -17,7 +17,6 @@
 
 #pragma once
 
-#include <optional>
 #include <string_view>
 
 #include "elementary.hpp"
@@ -190,14 +189,6 @@ inline constexpr ActivationInfo activation_table[activation_count] = {
     NFD_FAST_ACTIVATIONS(NFD_FAST_ROW)
 #undef NFD_FAST_ROW
 };
-
-/// The activation of that name, or nothing; the caller reports the error with the table's names.
-constexpr std::optional<Activation> find_activation(std::string_view name) {
-    for (const ActivationInfo& row : activation_table) {
-        if (row.name == name) return row.activation;
-    }
-    return std::nullopt;
-}
 
 /// Calls f(activation::relu{}) or whichever is asked for, so that f is compiled once for each and
 /// the choice stays outside its loop. Host only: the choice is made where a kernel is launched. A

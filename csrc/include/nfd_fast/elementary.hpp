@@ -108,7 +108,17 @@ NFD_FAST_INLINE T at_least(T x, T limit) {
 template <class T>
 NFD_FAST_INLINE T fused_multiply_add(T a, T b, T c) {
 #if NFD_FAST_HAS_FMA
+#if defined(__GNUC__) && !defined(__CUDACC__)
+    // The builtins stay inline in an unoptimised build too: the functions of the library would be
+    // instantiated there outside NFD_FAST_TARGET.
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return __builtin_fmaf(a, b, c);
+    } else {
+        return __builtin_fma(a, b, c);
+    }
+#else
     return std::fma(a, b, c);
+#endif
 #else
     return a * b + c;
 #endif
@@ -190,13 +200,6 @@ NFD_FAST_INLINE ScaledExponential<T> scaled_exponential(T x, Low... x_low) {
     const Bits<T> half = reduced.biased_exponent >> 1;
     return {reduced.mantissa_minus_one(), from_bits<T>(half << F::fraction_bits),
             from_bits<T>((reduced.biased_exponent - half) << F::fraction_bits)};
-}
-
-/// e^x for every x.
-template <class T>
-NFD_FAST_INLINE T exponential(T x) {
-    using F = FloatFormat<T>;
-    return scaled_exponential(at_least(at_most(x, F::exp_overflow), -F::exp_limit)).value();
 }
 
 /// e^(factor t^2), factor = -1 or -1/2. The exponent is carried in two parts: rounding it alone

@@ -1,0 +1,77 @@
+#include "cpu/memory.hpp"
+
+#include <limits>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace nfd_fast {
+namespace {
+
+constexpr std::align_val_t kHugePage{std::size_t{1} << 21};
+// Below this the allocator of the C library keeps memory by itself.
+constexpr std::size_t kSmallest = std::size_t{1} << 23;
+// One per thread of an ensemble; more would only wait for a taker that never comes.
+constexpr std::size_t kMostKept = 64;
+
+struct Kept {
+    unsigned char* block;
+    std::size_t size;
+};
+
+std::mutex guard;
+std::vector<Kept>& kept() {
+    // Never destroyed: the process takes it all back, and threads may outlive static objects.
+    static auto* blocks = new std::vector<Kept>;
+    return *blocks;
+}
+
+void advise([[maybe_unused]] unsigned char* block, [[maybe_unused]] std::size_t size,
+            [[maybe_unused]] bool free) {
+#if defined(__linux__) && defined(MADV_FREE)
+    // Advice only: nothing depends on whether it is taken.
+    madvise(block, size, free ? MADV_FREE : MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+
+Block take_block(double bytes) {
+    if (bytes > static_cast<double>(std::numeric_limits<std::ptrdiff_t>::max() / 2)) {
+        throw std::bad_alloc();
+    }
+    constexpr auto page = static_cast<std::size_t>(kHugePage);
+    const std::size_t size = (static_cast<std::size_t>(bytes) + page - 1) / page * page;
+    const std::lock_guard<std::mutex> lock(guard);
+    auto& blocks = kept();
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+        if (blocks[i].size == size) {
+            Block block(blocks[i].block, ReturnBlock{size});
+            blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+            return block;
+        }
+    }
+    // Another size is wanted now: what was kept has served.
+    for (const Kept& block : blocks) ::operator delete(block.block, kHugePage);
+    blocks.clear();
+    Block block(static_cast<unsigned char*>(::operator new(size, kHugePage)), ReturnBlock{size});
+    if (size >= kSmallest) advise(block.get(), size, false);
+    return block;
+}
+
+void ReturnBlock::operator()(unsigned char* block) const {
+    const std::lock_guard<std::mutex> lock(guard);
+    auto& blocks = kept();
+    if (size < kSmallest || blocks.size() >= kMostKept) {
+        ::operator delete(block, kHugePage);
+        return;
+    }
+    advise(block, size, true);
+    blocks.push_back({block, size});
+}
+
+}  // namespace nfd_fast
