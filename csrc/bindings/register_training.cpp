@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -24,9 +26,10 @@ struct TrainingTask {
     Array<T> x;
     std::optional<Array<double>> targets;
     std::optional<Array<std::int64_t>> labels;
-    Array<std::int64_t> batches;
+    Array<std::int64_t> batches, last_batch;
     Array<std::uint64_t> seeds;
     std::optional<Array<T>> input, hidden, readout, backward_hidden;
+    std::unique_ptr<State> state;  // of the last run, if it was to be kept
 };
 
 template <class T>
@@ -39,7 +42,8 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
                           std::optional<Array<T>> input, std::optional<Array<T>> hidden,
                           std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
                           bool overwrite, bool keep_adjoints, bool keep_first_features,
-                          bool keep_coupling, double tolerance) {
+                          bool keep_coupling, double tolerance, Array<std::int64_t> last_batch,
+                          std::int64_t first_update) {
     TrainingTask<T> task;
     const std::int64_t samples = x.shape(0), inputs = x.shape(1);
     require_shape("x", x, {samples, inputs});
@@ -58,14 +62,16 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
         return std::all_of(indices.data(), indices.data() + indices.size(),
                            [bound](std::int64_t i) { return 0 <= i && i < bound; });
     };
-    if (!within(batches, samples) || (labels && !within(*labels, outputs)) || activation < 0 ||
-        activation >= activation_count) {
+    require_shape("last_batch", last_batch, {batches.shape(1)});
+    if (first_update < 0 || !within(batches, samples) || !within(last_batch, samples) ||
+        (labels && !within(*labels, outputs)) || activation < 0 || activation >= activation_count) {
         throw py::value_error("batches, labels and activation must be in range");
     }
     task.x = std::move(x);
     task.targets = std::move(targets);
     task.labels = std::move(labels);
     task.batches = std::move(batches);
+    task.last_batch = std::move(last_batch);
     task.seeds = std::move(seeds);
     task.input = std::move(input);
     task.hidden = std::move(hidden);
@@ -86,6 +92,8 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
     p.labels = task.labels ? task.labels->data() : nullptr;
     p.batches = task.batches.data();
     p.updates = task.batches.shape(0);
+    p.last_batch = task.last_batch.data();
+    p.first_update = first_update;
     p.seeds = task.seeds.data();
     p.replicas = task.seeds.size();
     p.overwrite = overwrite;
@@ -103,6 +111,99 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
     return task;
 }
 
+// Copies a state into NumPy arrays: one pass to count, one to fill.
+class StateWriter final : public StateStream {
+  public:
+    void numbers(const char* name, float* data, std::int64_t count) override {
+        write(name, data, count);
+    }
+    void numbers(const char* name, double* data, std::int64_t count) override {
+        write(name, data, count);
+    }
+    void numbers(const char* name, std::int64_t* data, std::int64_t count) override {
+        write(name, data, count);
+    }
+
+    py::dict write(State& state) {
+        state.transfer(*this);
+        filling_ = true;
+        state.transfer(*this);
+        py::dict arrays;
+        for (auto& [name, entry] : entries_) arrays[py::str(name)] = entry.array;
+        return arrays;
+    }
+
+  private:
+    struct Entry {
+        std::int64_t count = 0, filled = 0;
+        py::array array;
+        void* data = nullptr;
+    };
+
+    template <class Number>
+    void write(const char* name, const Number* data, std::int64_t count) {
+        Entry& entry = entries_[name];
+        if (!filling_) {
+            entry.count += count;
+            return;
+        }
+        if (!entry.data) {
+            Array<Number> array(entry.count);
+            entry.data = array.mutable_data();
+            entry.array = std::move(array);
+        }
+        std::copy_n(data, count, static_cast<Number*>(entry.data) + entry.filled);
+        entry.filled += count;
+    }
+
+    std::map<std::string, Entry> entries_;
+    bool filling_ = false;
+};
+
+// Fills a state from NumPy arrays, which must hold exactly what it asks for.
+class StateReader final : public StateStream {
+  public:
+    explicit StateReader(py::dict arrays) : arrays_(std::move(arrays)) {}
+
+    void numbers(const char* name, float* data, std::int64_t count) override {
+        read(name, data, count);
+    }
+    void numbers(const char* name, double* data, std::int64_t count) override {
+        read(name, data, count);
+    }
+    void numbers(const char* name, std::int64_t* data, std::int64_t count) override {
+        read(name, data, count);
+    }
+
+  private:
+    template <class Number>
+    void read(const char* name, Number* data, std::int64_t count) {
+        if (count == 0) return;
+        auto found = taken_.find(name);
+        if (found == taken_.end()) {
+            const py::gil_scoped_acquire gil;
+            if (!arrays_.contains(name) || !py::isinstance<Array<Number>>(arrays_[name])) {
+                throw std::invalid_argument(std::string(name) + " is missing or of another type");
+            }
+            const auto array = py::reinterpret_borrow<Array<Number>>(arrays_[name]);
+            found = taken_.emplace(name, Run{array.data(), array.size()}).first;
+        }
+        Run& run = found->second;
+        if (run.left < count) throw std::invalid_argument(std::string(name) + " is too short");
+        const auto* from = static_cast<const Number*>(run.next);
+        std::copy_n(from, count, data);
+        run.next = from + count;
+        run.left -= count;
+    }
+
+    struct Run {
+        const void* next;
+        std::int64_t left;
+    };
+    py::dict arrays_;
+    std::map<std::string, Run> taken_;
+};
+
 enum class Engine : int { dense, conditional };
 
 // Runs the task; `records` maps observables to the arrays they are written to, a leading replica
@@ -110,7 +211,7 @@ enum class Engine : int { dense, conditional };
 template <class T>
 Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
                              bool replicas_in_parallel, const py::dict& records,
-                             py::object progress) {
+                             py::object progress, bool keep_state, std::optional<py::dict> state) {
     Problem<T>& p = task.problem;
     const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
     const auto record = [&](const char* name, std::initializer_list<std::int64_t> shape) {
@@ -159,9 +260,19 @@ Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
     p.divergences = reinterpret_cast<Divergence*>(divergences.mutable_data());
     std::fill_n(divergences.mutable_data(), divergences.size(), 0);
 
+    if ((keep_state || state) && (p.replicas != 1 || replicas_in_parallel)) {
+        throw py::value_error("only a single run has a state");
+    }
+    if ((p.first_update > 0) != state.has_value()) {
+        throw py::value_error("a continued run needs a state, and only that");
+    }
     PythonMonitor monitor(p.replicas * rows, std::move(progress));
+    std::optional<StateReader> reader;
+    if (state) reader.emplace(*state);
     run_monitored(monitor, [&] {
-        engine == Engine::dense ? train_dense(p, monitor) : train_conditional(p, monitor);
+        (engine == Engine::dense ? train_dense<T>
+                                 : train_conditional<T>)(p, monitor, reader ? &*reader : nullptr,
+                                                         keep_state ? &task.state : nullptr);
     });
     return divergences;
 }
@@ -177,7 +288,8 @@ void register_typed(py::module_& module, const char* name) {
              py::arg("seeds").noconvert(), py::arg("input").noconvert(),
              py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
              py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("keep_adjoints"),
-             py::arg("keep_first_features"), py::arg("keep_coupling"), py::arg("tolerance"))
+             py::arg("keep_first_features"), py::arg("keep_coupling"), py::arg("tolerance"),
+             py::arg("last_batch").noconvert(), py::arg("first_update"))
         .def(
             "bytes",
             [](const TrainingTask<T>& task, Engine engine, int threads, bool replicas_in_parallel) {
@@ -189,7 +301,12 @@ void register_typed(py::module_& module, const char* name) {
             py::arg("engine"), py::arg("threads"), py::arg("replicas_in_parallel"),
             "Bytes that run() allocates besides the records.")
         .def("run", &run_task<T>, py::arg("engine"), py::arg("threads"),
-             py::arg("replicas_in_parallel"), py::arg("records"), py::arg("progress"));
+             py::arg("replicas_in_parallel"), py::arg("records"), py::arg("progress"),
+             py::arg("keep_state"), py::arg("state"))
+        .def("state", [](TrainingTask<T>& task) {
+            if (!task.state) throw py::value_error("no state was kept");
+            return StateWriter().write(*task.state);
+        });
 }
 
 }  // namespace

@@ -26,6 +26,8 @@
 // layer. The small algebra in between is repeated by every thread, which costs less than a second
 // barrier. A float64 run may add one sweep for a nearly dependent block (see kRefine).
 
+#include <stdexcept>
+
 #include "cpu/replica.hpp"
 #include "nfd_fast/small_matrix.hpp"
 
@@ -100,7 +102,7 @@ struct ConditionalHidden {
         ConditionalHidden h{};
         const LayerStack& s = p.stack;
         const std::int64_t width = s.width, batch = s.batch;
-        h.capacity = std::min(p.updates * batch, width);
+        h.capacity = std::min((p.first_update + p.updates) * batch, width);
         h.tile_width = width >= kTile ? kTile : (width + 15) / 16 * 16;
         h.tiles = (width + h.tile_width - 1) / h.tile_width;
         // At least two tiles: the sums of a chunk are then a small part of its work.
@@ -158,10 +160,56 @@ struct ConditionalHidden {
     }
 
     void initialize(const Problem<T>& p, std::int64_t, Monitor&, Team team) {
-        if (team.rank != 0) return;
-        const std::int64_t square = p.stack.depth * capacity * capacity;
-        for (int side : {kFeatures, kAdjoints}) std::fill_n(ranks[side], p.stack.depth, 0);
-        std::fill_n(learned, square, 0.0);
+        if (team.rank == 0) clear(p);
+    }
+
+    // Nothing asked, nothing learned.
+    void clear(const Problem<T>& p) {
+        const std::int64_t count = p.stack.depth * capacity * capacity;
+        for (int side : {kFeatures, kAdjoints}) {
+            std::fill_n(ranks[side], p.stack.depth, 0);
+            if (along_other[side]) std::fill_n(along_other[side], count, 0.0);
+        }
+        std::fill_n(learned, count, 0.0);
+    }
+
+    void transfer(const Problem<T>& p, StateStream& stream) {
+        stream.numbers("feature_ranks", ranks[kFeatures], p.stack.depth);
+        stream.numbers("adjoint_ranks", ranks[kAdjoints], p.stack.depth);
+        for (int side : {kFeatures, kAdjoints}) {
+            const bool first = side == kFeatures;
+            for (std::int64_t layer = 1; layer <= p.stack.depth; ++layer) {
+                const std::int64_t rank = ranks[side][layer - 1],
+                                   across = ranks[1 - side][layer - 1];
+                if (rank < 0 || rank > capacity || across < 0 || across > capacity) {
+                    throw std::invalid_argument("a rank is out of range");
+                }
+                for (std::int64_t tile = 0; tile < tiles; ++tile) {
+                    const std::int64_t count =
+                        std::min(tile_width, p.stack.width - tile * tile_width);
+                    for (std::int64_t j = 0; j < rank; ++j) {
+                        stream.numbers(first ? "features" : "adjoints",
+                                       tile_of(basis[side], layer, tile) + j * tile_width, count);
+                        stream.numbers(first ? "feature_images" : "adjoint_images",
+                                       tile_of(images[side], layer, tile) + j * tile_width, count);
+                    }
+                }
+                const auto matrix = [&](const char* name, double* array, std::int64_t rows,
+                                        std::int64_t columns) {
+                    if (!array) return;
+                    const Small m = square(array, layer);
+                    for (std::int64_t i = 0; i < rows; ++i) {
+                        stream.numbers(name, &m(i, 0), columns);
+                    }
+                };
+                matrix(first ? "feature_factor" : "adjoint_factor", factor[side], rank, rank);
+                matrix(first ? "feature_gamma" : "adjoint_gamma", gamma[side], rank, rank);
+                matrix(first ? "feature_cross" : "adjoint_cross", cross[side], across, rank);
+                matrix(first ? "feature_coupling" : "adjoint_coupling", along_other[side], across,
+                       rank);
+                if (!first) matrix("learned", learned, rank, across);
+            }
+        }
     }
 
     void forward(const Problem<T>& p, std::int64_t replica, std::int64_t k, T* layers,
@@ -314,7 +362,7 @@ struct ConditionalHidden {
             const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(p.fine)));
             for (std::int64_t b = 0; b < batch; ++b) {
                 T* to = h.noise + b * n + first;
-                const auto column = static_cast<std::uint32_t>(k * batch + b);
+                const auto column = static_cast<std::uint32_t>((p.first_update + k) * batch + b);
                 for (std::int64_t s = 1; s <= p.fine && !monitor.stopped(); ++s) {
                     const NoiseAddress address =
                         noise_address(p.seeds[replica], stream, (layer - 1) * p.fine + s);
@@ -746,13 +794,16 @@ double conditional_bytes(const Problem<T>& problem) {
 }
 
 template <class T>
-void train_conditional(const Problem<T>& problem, Monitor& monitor) {
-    train_replicas<T, ConditionalHidden>(problem, monitor);
+void train_conditional(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
+                       std::unique_ptr<State>* keep) {
+    train_replicas<T, ConditionalHidden>(problem, monitor, restore, keep);
 }
 
 template double conditional_bytes<float>(const Problem<float>&);
 template double conditional_bytes<double>(const Problem<double>&);
-template void train_conditional<float>(const Problem<float>&, Monitor&);
-template void train_conditional<double>(const Problem<double>&, Monitor&);
+template void train_conditional<float>(const Problem<float>&, Monitor&, StateStream*,
+                                       std::unique_ptr<State>*);
+template void train_conditional<double>(const Problem<double>&, Monitor&, StateStream*,
+                                        std::unique_ptr<State>*);
 
 }  // namespace nfd_fast

@@ -42,6 +42,14 @@ struct DenseHidden {
         if (p.decoupled) start(Stream::backward_hidden, backward_hidden, p.given.backward_hidden);
     }
 
+    void clear(const Problem<T>&) {}
+
+    void transfer(const Problem<T>& p, StateStream& stream) {
+        const std::int64_t count = p.stack.depth * p.stack.matrix_size();
+        stream.numbers("hidden", hidden, count);
+        if (p.decoupled) stream.numbers("backward_hidden", backward_hidden, count);
+    }
+
     void forward(const Problem<T>& p, std::int64_t, std::int64_t, T* features, FirstBadStep& bad,
                  Monitor& monitor, Team team) {
         forward_layers(p.stack, hidden, features, activations, bad, monitor, team);
@@ -68,13 +76,16 @@ double dense_bytes(const Problem<T>& problem) {
 }
 
 template <class T>
-void train_dense(const Problem<T>& problem, Monitor& monitor) {
-    train_replicas<T, DenseHidden>(problem, monitor);
+void train_dense(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
+                 std::unique_ptr<State>* keep) {
+    train_replicas<T, DenseHidden>(problem, monitor, restore, keep);
 }
 
 template double dense_bytes<float>(const Problem<float>&);
 template double dense_bytes<double>(const Problem<double>&);
-template void train_dense<float>(const Problem<float>&, Monitor&);
-template void train_dense<double>(const Problem<double>&, Monitor&);
+template void train_dense<float>(const Problem<float>&, Monitor&, StateStream*,
+                                 std::unique_ptr<State>*);
+template void train_dense<double>(const Problem<double>&, Monitor&, StateStream*,
+                                  std::unique_ptr<State>*);
 
 }  // namespace nfd_fast

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "cpu/layers.hpp"
+#include "cpu/state.hpp"
 #include "nfd_fast/losses.hpp"
 
 namespace nfd_fast {
@@ -59,11 +61,13 @@ struct Problem {
     bool decoupled;
     std::int64_t fine;  // fine noise layers per layer
 
-    const T* x;                   // (S, d)
-    const double* targets;        // (S, C), mse
-    const std::int64_t* labels;   // (S,), cross entropy
-    const std::int64_t* batches;  // (K, B) indices into S
-    std::int64_t updates;         // K
+    const T* x;                      // (S, d)
+    const double* targets;           // (S, C), mse
+    const std::int64_t* labels;      // (S,), cross entropy
+    const std::int64_t* batches;     // (K, B) indices into S
+    std::int64_t updates;            // K
+    const std::int64_t* last_batch;  // (B,) of the last row: batch 0 of the run that this continues
+    std::int64_t first_update;       // updates made before; 0 unless the run is continued
 
     const std::uint64_t* seeds;  // (replicas,)
     std::int64_t replicas;
@@ -95,12 +99,17 @@ int team_size(const Problem<T>& p) {
 // either way to use them; throws std::bad_alloc before any work; afterwards only the monitor stops
 // it early. The estimates are what it allocates, in doubles, so that no problem is too large to be
 // estimated.
+//
+// `restore` has what a run of one replica left behind; it is read before any work and may throw.
+// `keep` asks for the memory of such a run.
 template <class T>
-void train_dense(const Problem<T>& problem, Monitor& monitor);
+void train_dense(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
+                 std::unique_ptr<State>* keep);
 template <class T>
 double dense_bytes(const Problem<T>& problem);
 template <class T>
-void train_conditional(const Problem<T>& problem, Monitor& monitor);
+void train_conditional(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
+                       std::unique_ptr<State>* keep);
 template <class T>
 double conditional_bytes(const Problem<T>& problem);
 

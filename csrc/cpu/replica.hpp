@@ -4,6 +4,7 @@
 // `Hidden<T>` provides
 //     static Hidden lay_out(problem, arena)     its arrays, cut from the arena
 //     void initialize(replica, team)
+//     void clear(problem), void transfer(problem, stream)               its state, see state.hpp
 //     void forward(replica, k, features, bad, monitor, team)            features 1 ... L
 //     void backward(replica, k, features, adjoints, gradient, bad, monitor, team)
 //                                               adjoints L-1 ... 0, then the update of its weights
@@ -138,7 +139,7 @@ class Replica {
         : p_(problem), w_(workspace), monitor_(monitor) {}
 
     void train(std::int64_t replica, Team team) {
-        initialize(replica, team);
+        if (p_.first_update == 0) initialize(replica, team);
         for (std::int64_t k = 0; k <= p_.updates; ++k) {
             forward(replica, k, team);
             if (team.rank == 0) finish_forward(replica, k);
@@ -179,7 +180,6 @@ class Replica {
             fill_vectors(seed, Stream::readout, p_.outputs, s.width, w_.readout, monitor_, team);
         }
         w_.hidden.initialize(p_, replica, monitor_, team);
-        if (team.rank == 0) p_.divergences[replica] = {0, 0, Quantity::none};
         team.sync();
     }
 
@@ -187,7 +187,7 @@ class Replica {
     void forward(std::int64_t replica, std::int64_t k, Team team) {
         const LayerStack& s = p_.stack;
         if (team.rank == 0) {
-            batch_ = p_.batches + (k < p_.updates ? k : 0) * s.batch;
+            batch_ = k < p_.updates ? p_.batches + k * s.batch : p_.last_batch;
             bad_.reset();
             for (std::int64_t b = 0; b < s.batch; ++b) {
                 std::copy_n(p_.x + batch_[b] * p_.inputs, p_.inputs, w_.x + b * p_.inputs);
@@ -346,7 +346,7 @@ class Replica {
             }
             if (!p_.records.feature_movement) return;
             T* start = w_.first_features + l * s.layer_size();
-            if (k == 0) std::copy_n(features(l), s.layer_size(), start);
+            if (p_.first_update + k == 0) std::copy_n(features(l), s.layer_size(), start);
             if (k == p_.updates) {
                 p_.records.feature_movement[replica * layers + l] =
                     kernels().of<T>().squared_distance(features(l), start, s.layer_size()) /
@@ -393,16 +393,50 @@ Block allocate(const Problem<T>& problem, Workspace<T, Hidden>& workspace) {
 }
 
 template <class T, template <class> class Hidden>
-void train_replicas(const Problem<T>& problem, Monitor& monitor) {
+void transfer(const Problem<T>& p, Workspace<T, Hidden>& w, StateStream& stream) {
+    stream.numbers("input", w.input, p.stack.width * p.inputs);
+    stream.numbers("readout", w.readout, p.outputs * p.stack.width);
+    if (w.first_features) {
+        stream.numbers("first_features", w.first_features,
+                       (p.stack.depth + 1) * p.stack.layer_size());
+    }
+    w.hidden.transfer(p, stream);
+}
+
+template <class T, template <class> class Hidden>
+struct KeptState final : State {
+    Problem<T> problem;
+    Workspace<T, Hidden> workspace;
+    Block block;
+
+    void transfer(StateStream& stream) override {
+        nfd_fast::transfer<T, Hidden>(problem, workspace, stream);
+    }
+};
+
+template <class T, template <class> class Hidden>
+void train_replicas(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
+                    std::unique_ptr<State>* keep) {
     const blas::SingleThreaded single_threaded_blas;
     std::vector<Workspace<T, Hidden>> workspace(static_cast<std::size_t>(workspaces(problem)));
     std::vector<Block> memory;
     for (auto& w : workspace) memory.push_back(allocate(problem, w));
+    if (restore) {
+        workspace[0].hidden.clear(problem);
+        transfer<T, Hidden>(problem, workspace[0], *restore);
+    }
 
     if (!problem.replicas_in_parallel) {
         for (std::int64_t r = 0; r < problem.replicas && !monitor.stopped(); ++r) {
             Replica<T, Hidden> replica(problem, workspace[0], monitor);
             run_team(team_size(problem), [&](Team team) { replica.train(r, team); });
+        }
+        if (keep && !monitor.stopped()) {
+            auto state = std::make_unique<KeptState<T, Hidden>>();
+            state->problem = problem;
+            state->workspace = workspace[0];
+            state->block = std::move(memory[0]);
+            *keep = std::move(state);
         }
         return;
     }

@@ -17,13 +17,14 @@ from nfd_fast.build import build_info  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
-from nfd_fast.train import initial_weights, train  # noqa: E402
+from nfd_fast.train import MemoryEstimate, estimate_memory, initial_weights, resume, train  # noqa: E402
 
 __all__ = [
     "ACTIVATIONS",
     "SGD",
     "STREAMS",
     "DivergenceError",
+    "MemoryEstimate",
     "MinEigenvalues",
     "Ranks",
     "ResNet",
@@ -32,9 +33,11 @@ __all__ = [
     "__version__",
     "build_info",
     "data",
+    "estimate_memory",
     "initial_weights",
     "kernels",
     "reference",
+    "resume",
     "statistics",
     "train",
 ]

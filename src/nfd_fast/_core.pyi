@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,8 @@ class _TrainingTask:
         keep_first_features: bool,
         keep_coupling: bool,
         tolerance: float,
+        last_batch: NDArray[np.int64],
+        first_update: int,
     ) -> None: ...
     def bytes(self, engine: Engine, threads: int, replicas_in_parallel: bool) -> float: ...
     def run(
@@ -131,7 +133,10 @@ class _TrainingTask:
         replicas_in_parallel: bool,
         records: Mapping[str, NDArray[np.float64]],
         progress: _Progress,
+        keep_state: bool,
+        state: dict[str, NDArray[Any]] | None,
     ) -> NDArray[np.int64]: ...
+    def state(self) -> dict[str, NDArray[Any]]: ...
 
 class TrainingTask32(_TrainingTask): ...
 class TrainingTask64(_TrainingTask): ...

@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from nfd_fast import memory
 
 MAX_SEED = 2**64 - 1
 MAX_INDEX = 2**32
 """Bound of every logical noise index: width, inputs, outputs, columns (DESIGN §4)."""
 MAX_NOISE_DEPTH = 2**24
 MAX_THREADS = 1024
+MAX_ITERATED = 2**20
+"""How many entries an iterator may give: one without an end must not fill the memory."""
+
+Shape = tuple[str | int, ...]
+"""A shape that mixes required lengths and names of free ones, e.g. ``("samples", 64)``."""
 
 DTypeName = Literal["float32", "float64"]
 
@@ -46,18 +54,37 @@ def integer(
     raise ValueError(f"{name} must be {what}, got {describe(value)}")
 
 
-def real(name: str, value: object, *, positive: bool) -> float:
-    """Return ``value`` as a finite float that is positive (or nonnegative), or raise ValueError."""
-    what = "a positive finite number" if positive else "a nonnegative finite number"
-    if not isinstance(value, (bool, np.bool_, str, bytes, bytearray)):
+def real(name: str, value: object, *, positive: bool | None = None) -> float:
+    """Return ``value`` as a finite float, or raise ValueError.
+
+    ``positive``: True asks for more than 0, False for at least 0, None allows any sign.
+    """
+    kind = {True: "positive ", False: "nonnegative ", None: ""}[positive]
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, (bool, np.bool_, str, bytes, np.ndarray, np.complexfloating)):
         try:
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             pass
         else:
-            if math.isfinite(number) and (number > 0 if positive else number >= 0):
+            signed = positive is None or number > 0 or (number == 0 and not positive)
+            if math.isfinite(number) and signed:
                 return number
-    raise ValueError(f"{name} must be {what}, got {describe(value)}")
+    raise ValueError(f"{name} must be a {kind}finite number, got {describe(value)}")
+
+
+def flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False, or raise ValueError."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {describe(value)}")
+
+
+def instance(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless ``value`` is one of the package's own ``kind``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be an nfd_fast.{kind.__name__}, got {describe(value)}")
 
 
 def option(name: str, value: object, options: Sequence[str]) -> str:
@@ -86,7 +113,7 @@ def dtype_name(value: DTypeLike) -> DTypeName:
     if value is not None:
         try:
             name = np.dtype(value).name
-        except TypeError:
+        except (TypeError, ValueError, SyntaxError):  # the last from text such as "f4,,"
             pass
         else:
             if name == "float32":
@@ -101,24 +128,39 @@ def seed(name: str, value: object) -> int:
     return integer(name, value, low=0, high=MAX_SEED, what="an integer in 0 ... 2**64 - 1")
 
 
-def finite_array(
-    name: str, value: object, shape: tuple[str | int, ...], dtype: DTypeLike
-) -> NDArray[Any]:
-    """Return a C-contiguous finite array of the given dtype and shape.
+def as_array(name: str, value: object) -> NDArray[Any]:
+    """Return ``value`` as an array of numbers or text, or raise ValueError.
 
-    ``shape`` mixes required lengths (int) and names of free ones (str), e.g. ``("samples", 64)``.
+    Refused are ragged nested sequences, masked arrays, and what only an array of objects can hold.
     """
-    expected = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name} must be a plain array, got a masked one, whose mask has no use")
     try:
         array = np.asarray(value)
-    except ValueError as error:  # ragged nested sequences
-        raise ValueError(f"{name} must be an array of shape {expected}, got {error}") from None
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
+    except ValueError:
+        raise ValueError(
+            f"{name} must be an array, got sequences of unequal lengths: {describe(value)}"
+        ) from None
+    if array.dtype == object:
+        raise ValueError(f"{name} must be an array of numbers, got {describe(value)}")
+    return array
+
+
+def check_shape(name: str, array: NDArray[Any], shape: Shape) -> None:
+    """Raise ValueError unless an array has a shape."""
     if array.ndim != len(shape) or any(
         isinstance(want, int) and got != want for got, want in zip(array.shape, shape, strict=True)
     ):
+        expected = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
+
+
+def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
+    """Return a C-contiguous finite array of the given dtype and shape."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
+    check_shape(name, array, shape)
     with np.errstate(over="ignore"):  # reported below, in words
         array = np.ascontiguousarray(array, dtype=dtype)
     finite = np.isfinite(array)
@@ -129,3 +171,60 @@ def finite_array(
             f"{tuple(int(i) for i in where)}"
         )
     return array
+
+
+def float_array(
+    name: str, value: object, shape: Shape, dtype: np.dtype[Any] | None = None
+) -> NDArray[Any]:
+    """Return a C-contiguous float32 or float64 array of a shape; infinities and NaN may pass.
+
+    ``dtype`` is the one of ``hidden``, where both have to agree.
+    """
+    array = as_array(name, value)
+    if dtype is not None and array.dtype != dtype:
+        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
+    check_shape(name, array, shape)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def square_matrices(name: str, value: object) -> NDArray[Any]:
+    """Return C-contiguous float32 or float64 matrices (depth, width, width), one or more."""
+    array = float_array(name, value, ("depth", "width", "width"))
+    if array.shape[1] != array.shape[2] or 0 in array.shape:
+        raise ValueError(f"{name} must have shape (depth, width, width), got {array.shape}")
+    return array
+
+
+def words(name: str, value: object, shape: Shape) -> NDArray[np.uint32]:
+    """Return C-contiguous words in 0 … 2³²−1 from integers of any type, or raise ValueError."""
+    array = as_array(name, value)
+    if array.size == 0 and array.dtype.kind == "f":  # an empty list has no type of its own
+        array = array.astype(np.uint32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got dtype {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= 2**32):
+        bad = array[(array < 0) | (array >= 2**32)].flat[0]
+        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got {bad}")
+    check_shape(name, array, shape)
+    return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+def columns(value: object) -> NDArray[np.uint32]:
+    """Return column indices from an array, a sequence, or an iterator with an end."""
+    if isinstance(value, range):
+        for end in (*value[:1], *value[-1:]):
+            integer("columns", end, low=0, high=MAX_INDEX - 1, what="integers in 0 ... 2**32 - 1")
+        memory.require(12.0 * len(value), "take fewer columns")
+        value = np.arange(value.start, value.stop, value.step)
+    elif not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise ValueError(f"columns must be a sequence of integers, got {describe(value)}")
+    elif not isinstance(value, Sequence) and not hasattr(value, "__array__"):
+        value = list(islice(value, MAX_ITERATED + 1))
+        if len(value) > MAX_ITERATED:
+            raise ValueError(
+                f"columns must be at most {MAX_ITERATED} integers if an iterator gives them, got "
+                "more; take an array or a range"
+            )
+    return words("columns", value, ("count",))

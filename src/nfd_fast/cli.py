@@ -18,13 +18,14 @@ import numpy as np
 import nfd_fast
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
+from nfd_fast.statistics import Intervals
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.grid import Cell, StudyConfig
 
 EXIT_FAILED = 1
-"""The work was started and could not be finished."""
+"""The work could not be finished: diverged, too large for the memory, no room to write."""
 EXIT_USAGE = 2
-"""Nothing was done: wrong usage, bad values, something missing."""
+"""Nothing was done: wrong usage, bad values, something missing or damaged."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -52,8 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 if nothing was done because of wrong usage, 1 if the work failed, 130 after Ctrl-C.
+        0; 2 if nothing was done because of wrong usage, or because something is missing or damaged;
+        1 if the work failed or needs more memory than there is; 130 after Ctrl-C.
     """
+    if sys.stderr is None:  # closed by the caller, who doesn't want to know
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        _complain("standard output is closed; redirect it to /dev/null if it is not wanted")
+        return EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without μ is no reason to fail
@@ -63,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe has gone; keep Python from saying so again while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of a pipe has gone
         return EXIT_FAILED
     except KeyboardInterrupt as interrupt:
         print("\nnfd-fast: " + (str(interrupt) or "interrupted"), file=sys.stderr)
@@ -72,13 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, MissingExtraError, OutputError) as error:
         _complain(error)
         return EXIT_USAGE
-    except (DivergenceError, OSError) as error:
+    except DivergenceError as error:
         _complain(error)
+        return EXIT_FAILED
+    except OSError as error:
+        _complain(error)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()  # it was standard output itself that could not be written
         return EXIT_FAILED
     except MemoryError as error:
         _complain(str(error) or "out of memory; a smaller width, depth or replicas needs less")
         return EXIT_FAILED
     return 0
+
+
+def _drop_output() -> None:
+    """Keep Python from trying again, and failing, while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> _Parser:
@@ -126,6 +144,7 @@ def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type
     for item in fields(kind):
         of = item.metadata["kind"]
         options = item.metadata["options"]
+        read = str if of is Path else of  # Path("") would be the current folder
         metavar = {int: "N", float: "X", Path: "FOLDER", str: "NAME"}[of]
         default = item.default
         text = item.metadata["help"]
@@ -137,7 +156,7 @@ def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type
         shown = "all processors" if default is None else str(default)
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
-            type=_several(of) if item.metadata["many"] else of,
+            type=_several(of) if item.metadata["many"] else read,
             metavar=metavar,
             default=argparse.SUPPRESS,
             help=f"{text} (default: {shown})".replace("%", "%%"),
@@ -187,25 +206,29 @@ def _study(options: argparse.Namespace) -> None:
     choices = {} if options.config is None else _read_toml(options.config)
     config = StudyConfig(**{**choices, **_given(options, StudyConfig)})
     from nfd_fast import statistics
-    from nfd_fast.study import plots, report
-    from nfd_fast.study.runner import run_study
+    from nfd_fast.study import atomic, plots, report
+    from nfd_fast.study.runner import run_study, saying_what_is_stored
 
-    statistics.require()
-    plots.require()
-    result = run_study(config)
-    table = report.rows(result)
-    written = [*report.write(result, table), *plots.write(result, table), config.store]
-    print(report.text(result, table))
-    total = len(config.cells())
-    print(
-        f"{result.computed} of {total} cells computed now, {result.seconds:.0f} s for all {total}"
-    )
-    print("written: " + ", ".join(map(str, written)))
+    with saying_what_is_stored(config):
+        statistics.require()
+        plots.require()
+        result = run_study(config)
+        table = report.rows(result)
+        files = {**report.files(result, table), **plots.files(result, table)}
+        written = [*atomic.write_all(config.output, files), config.store]
+        print(report.text(result, table))
+        total = len(config.cells())
+        print(
+            f"{result.computed} of {report.counted(total, 'cell')} computed now, "
+            f"{result.seconds:.0f} s for all {total}"
+        )
+        print("written: " + ", ".join(map(str, written)))
 
 
 def _train(options: argparse.Namespace) -> None:
     cell = Cell(**_given(options, Cell))
     from nfd_fast import data, statistics
+    from nfd_fast.study import report
     from nfd_fast.study.runner import train_cell
 
     statistics.require()
@@ -213,35 +236,47 @@ def _train(options: argparse.Namespace) -> None:
     cell.check(dataset)
     batches = data.minibatches(dataset.samples, cell.batch, cell.updates, seed=cell.data_seed)
     start = time.perf_counter()
-    progress = _show_share if sys.stderr.isatty() else False
-    run = train_cell(cell, dataset, batches, progress)
+    failure = None
+    try:
+        run = train_cell(cell, dataset, batches, progress=sys.stderr.isatty())
+    except DivergenceError as error:
+        if error.run is None:
+            raise
+        run, failure = error.run, error
     seconds = time.perf_counter() - start
-    losses = statistics.mean_intervals(run.losses)
+    complete = run.losses[np.isfinite(run.losses).all(axis=1)]
+    losses = statistics.mean_intervals(complete) if len(complete) else None
     if options.json:
         result = {
             "choices": json.loads(cell.description),
             "engine": run.engine,
             "seconds": seconds,
-            "mean": _plain(losses.estimate),
-            "low": _plain(losses.low),
-            "high": _plain(losses.high),
+            "diverged": cell.replicas - len(complete),
+            "mean": None if losses is None else _plain(losses.estimate),
+            "low": None if losses is None else _plain(losses.low),
+            "high": None if losses is None else _plain(losses.high),
             "losses": _plain(run.losses),
         }
         print(json.dumps(result, allow_nan=False))
-        return
-    print(f"{run.net}, {cell.backward} weights, {run.engine} engine")
-    print(f"{cell.loss} on {dataset.title}; mean and 95% confidence interval, {seconds:.1f} s")
+    else:
+        print(f"{run.net}, {cell.backward} weights, {run.engine} engine")
+        print(f"{cell.loss} on {dataset.title}; mean and 95% confidence interval, {seconds:.1f} s")
+        if failure:
+            lost = cell.replicas - len(complete)
+            print(f"{lost} of {report.counted(cell.replicas, 'replica')} diverged and are left out")
+        if losses:
+            _print_losses(losses, cell.updates)
+    if failure:
+        raise failure
+
+
+def _print_losses(losses: Intervals, updates: int) -> None:
     print(f"{'update':>8}  {'loss':>9}  {'interval':>20}")
-    for update in _spread(cell.updates, 20):
+    for update in _spread(updates, 20):
         low, high = losses.low[update], losses.high[update]
         bounds = "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
         print(f"{update:>8}  {losses.estimate[update]:>9.4f}  {bounds:>20}".rstrip())
-    print(f"(row {cell.updates} is the first batch again)")
-
-
-def _show_share(done: int, total: int) -> None:
-    end = "\r" if done < total else "\r\033[K"
-    print(f"{done / total:4.0%} done", end=end, file=sys.stderr, flush=True)
+    print(f"(row {updates} is the first batch again)")
 
 
 def _spread(last: int, count: int) -> list[int]:

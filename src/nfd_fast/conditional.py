@@ -39,10 +39,10 @@ def compiled(problem: Problem) -> task.Task:
     )
 
 
-def run(problem: Problem) -> tuple[dict[str, Array], NDArray[np.int64]]:
+def run(problem: Problem, compiled_task: task.Task) -> tuple[dict[str, Array], NDArray[np.int64]]:
     """Train every replica; see :func:`nfd_fast.task.run`."""
     way_out = "take a smaller width, depth or batch, fewer updates or replicas, or record less"
-    return task.run(problem, compiled(problem), _core.Engine.conditional, way_out)
+    return task.run(problem, compiled_task, _core.Engine.conditional, way_out)
 
 
 def is_cheaper(problem: Problem) -> bool:

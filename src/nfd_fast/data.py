@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import arguments, kernels
+from nfd_fast import arguments, kernels, memory
 from nfd_fast.extras import MissingExtraError
+from nfd_fast.model import LOSSES
 
 Array = NDArray[np.float64]
 
@@ -52,7 +53,8 @@ class DataSet:
         return int(self.inputs.shape[1])
 
     def targets(self, loss: str) -> NDArray[Any]:
-        """Return y as ``loss`` wants it: labels for ``"cross_entropy"``, else one-hot (S, C)."""
+        """Return y as ``loss`` wants it: labels for ``"cross_entropy"``, one-hot (S, C) for mse."""
+        arguments.option("loss", loss, LOSSES)
         return self.labels if loss == "cross_entropy" else np.eye(self.classes)[self.labels]
 
 
@@ -140,6 +142,8 @@ def minibatches(samples: int, batch: int, updates: int, *, seed: int = 0) -> NDA
     ValueError
         For sizes that are not positive integers, a batch larger than the data set, or a seed
         outside 0 … 2⁶⁴−1.
+    MemoryError
+        If the estimate exceeds the available memory, before allocating.
     """
     samples = arguments.integer("samples", samples, high=arguments.MAX_INDEX)
     batch = arguments.integer("batch", batch, high=samples)
@@ -147,7 +151,9 @@ def minibatches(samples: int, batch: int, updates: int, *, seed: int = 0) -> NDA
     seed = arguments.seed("seed", seed)
     per_epoch = samples // batch
     epochs = -(-updates // per_epoch)
-    words = kernels.words(seed, "data", samples, layer=1, columns=list(range(epochs)))
+    # Words, their orders, the orders cut to full batches, and the batches: 4 + 8 + 8 + 8 bytes.
+    memory.require(28.0 * epochs * samples, "take fewer samples or updates, or a smaller batch")
+    words = kernels.words(seed, "data", samples, layer=1, columns=np.arange(epochs))
     # Equal words (about one pair in 2³²) keep their order: the sort is stable, hence portable.
     orders = np.argsort(words, axis=1, kind="stable")
     batches = orders[:, : per_epoch * batch].reshape(-1, batch)

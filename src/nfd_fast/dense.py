@@ -21,9 +21,9 @@ def compiled(problem: Problem) -> task.Task:
     return task.compiled(problem, keep_adjoints=keep_adjoints)
 
 
-def run(problem: Problem) -> tuple[dict[str, Array], NDArray[np.int64]]:
+def run(problem: Problem, compiled_task: task.Task) -> tuple[dict[str, Array], NDArray[np.int64]]:
     """Train every replica; see :func:`nfd_fast.task.run`."""
     way_out = "take a smaller width, depth or batch, fewer replicas, or record less"
     if problem.weights is None:
         way_out += ", or engine='conditional', which stores no matrices"
-    return task.run(problem, compiled(problem), _core.Engine.dense, way_out)
+    return task.run(problem, compiled_task, _core.Engine.dense, way_out)

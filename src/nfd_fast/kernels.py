@@ -7,13 +7,14 @@ changes the speed, never the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments
+from nfd_fast import _core, arguments, memory
 from nfd_fast.threads import thread_count
 
 __all__ = [
@@ -27,6 +28,9 @@ __all__ = [
     "sgd_update",
     "words",
 ]
+
+_SMALL = 2**24
+"""Bytes up to which a result is allocated without asking the system, which takes 0.1 ms."""
 
 
 def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
@@ -52,8 +56,8 @@ def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     -----
     Salmon et al., SC'11; DESIGN §4.
     """
-    blocks = _words("counters", counters, ("blocks", 4))
-    key0, key1 = (int(word) for word in _words("key", key, (2,)))
+    blocks = arguments.words("counters", counters, ("blocks", 4))
+    key0, key1 = (int(word) for word in arguments.words("key", key, (2,)))
     out = np.empty_like(blocks)
     _core.philox(blocks, key0, key1, out)
     return out
@@ -170,8 +174,8 @@ def box_muller(words: ArrayLike, dtype: DTypeLike = "float32") -> NDArray[Any]:
     -----
     The transform inside :func:`normal`. DESIGN §4.
     """
-    blocks = _words("words", words, ("blocks", 4))
-    out = np.empty(blocks.shape, dtype=arguments.dtype_name(dtype))
+    blocks = arguments.words("words", words, ("blocks", 4))
+    out = _output("out", None, blocks.shape, np.dtype(arguments.dtype_name(dtype)))
     _core.box_muller(blocks, out)
     return out
 
@@ -249,16 +253,17 @@ def residual_forward(
     -----
     DESIGN §1. Non-finite numbers propagate as in NumPy.
     """
-    matrices = _hidden(hidden)
+    factor, skip = arguments.real("branch_factor", branch_factor), arguments.flag("skip", skip)
+    matrices = arguments.square_matrices("hidden", hidden)
     depth, width = matrices.shape[:2]
-    first = _state("features_0", features_0, ("batch", width), matrices.dtype)
+    first = arguments.float_array("features_0", features_0, ("batch", width), matrices.dtype)
     result = _output("out", out, (depth + 1, *first.shape), matrices.dtype, avoid=(matrices,))
     result[0] = first
     _core.residual_forward(
         matrices,
         result,
-        float(branch_factor),
-        bool(skip),
+        factor,
+        skip,
         _activation_index(activation),
         thread_count(threads),
     )
@@ -303,18 +308,19 @@ def residual_backward(
     -----
     DESIGN §1.
     """
-    matrices = _hidden(hidden)
+    factor, skip = arguments.real("branch_factor", branch_factor), arguments.flag("skip", skip)
+    matrices = arguments.square_matrices("hidden", hidden)
     depth, width = matrices.shape[:2]
-    last = _state("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
-    layers = _state("features", features, (depth + 1, *last.shape), matrices.dtype)
+    last = arguments.float_array("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
+    layers = arguments.float_array("features", features, (depth + 1, *last.shape), matrices.dtype)
     result = _output("out", out, layers.shape, matrices.dtype, avoid=(matrices, layers))
     result[depth] = last
     _core.residual_backward(
         matrices,
         layers,
         result,
-        float(branch_factor),
-        bool(skip),
+        factor,
+        skip,
         _activation_index(activation),
         thread_count(threads),
     )
@@ -359,12 +365,15 @@ def sgd_update(
     -----
     DESIGN §1.
     """
-    matrices = _hidden(hidden)
+    factor = arguments.real("step", step)
+    matrices = arguments.square_matrices("hidden", hidden)
     if matrices is not hidden:
         raise ValueError("hidden must be a C-contiguous NumPy array to be updated in place")
     depth, width = matrices.shape[:2]
-    layers = _state("features", features, (depth + 1, "batch", width), matrices.dtype)
-    above = _state("adjoints", adjoints, layers.shape, matrices.dtype)
+    layers = arguments.float_array(
+        "features", features, (depth + 1, "batch", width), matrices.dtype
+    )
+    above = arguments.float_array("adjoints", adjoints, layers.shape, matrices.dtype)
     weights = arguments.finite_array("sample_weights", sample_weights, (layers.shape[1],), float)
     _output("hidden", matrices, matrices.shape, matrices.dtype, avoid=(layers, above))
     _core.sgd_update(
@@ -372,7 +381,7 @@ def sgd_update(
         layers,
         above,
         weights,
-        float(step),
+        factor,
         _activation_index(activation),
         thread_count(threads),
     )
@@ -385,7 +394,7 @@ def _activation_index(name: str) -> int:
 
 def _apply(name: str, x: ArrayLike, out: NDArray[Any] | None, *, derivative: bool) -> NDArray[Any]:
     index = _activation_index(name)
-    array = np.asarray(x)
+    array = arguments.as_array("x", x)
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"x must be float32 or float64, got dtype {array.dtype}")
     array = np.ascontiguousarray(array).reshape(array.shape)
@@ -411,51 +420,8 @@ def _address(seed: int, stream: str, layer: int) -> tuple[int, _core.Stream, int
 
 def _columns(columns: Iterable[int], size: int) -> tuple[NDArray[np.uint32], tuple[int, int]]:
     count = arguments.integer("size", size, low=0, high=arguments.MAX_INDEX)
-    if not isinstance(columns, np.ndarray):
-        columns = np.array(list(columns), dtype=None)
-    array = _words("columns", columns, ("count",))
+    array = arguments.columns(columns)
     return array, (len(array), count)
-
-
-def _words(name: str, value: ArrayLike, shape: tuple[str | int, ...]) -> NDArray[np.uint32]:
-    array = np.asarray(value)
-    if array.size == 0 and array.dtype.kind == "f":  # an empty list has no type of its own
-        array = array.astype(np.uint32)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got dtype {array.dtype}")
-    if array.size and (array.min() < 0 or array.max() >= 2**32):
-        bad = array[(array < 0) | (array >= 2**32)].flat[0]
-        raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got {bad}")
-    expected = tuple(shape)
-    if array.ndim != len(expected) or any(
-        isinstance(want, int) and got != want
-        for want, got in zip(expected, array.shape, strict=True)
-    ):
-        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
-    return np.ascontiguousarray(array, dtype=np.uint32)
-
-
-def _hidden(hidden: NDArray[Any]) -> NDArray[Any]:
-    array = np.asarray(hidden)
-    if array.dtype not in (np.float32, np.float64):
-        raise ValueError(f"hidden must be float32 or float64, got dtype {array.dtype}")
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
-        raise ValueError(f"hidden must have shape (depth, width, width), got {array.shape}")
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-
-
-def _state(
-    name: str, value: ArrayLike, shape: tuple[str | int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    array = np.asarray(value)
-    if array.dtype != dtype:
-        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
-    if array.ndim != len(shape) or any(
-        isinstance(want, int) and got != want for want, got in zip(shape, array.shape, strict=True)
-    ):
-        expected = "(" + ", ".join(str(s) for s in shape) + ")"
-        raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
-    return np.ascontiguousarray(array)
 
 
 def _output(
@@ -467,6 +433,9 @@ def _output(
 ) -> NDArray[Any]:
     """Return ``out`` after checking that it can take the result, or a new array."""
     if out is None:
+        needed = math.prod(shape) * dtype.itemsize
+        if needed > _SMALL:
+            memory.require(needed, "take smaller sizes, or give out")
         return np.empty(shape, dtype=dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         raise ValueError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nfd_fast import observables
 from nfd_fast.arguments import DTypeName
+from nfd_fast.checkpoint import Checkpoint
 from nfd_fast.model import SGD, ResNet, Weights
 from nfd_fast.progress import Callback
 
@@ -20,7 +21,7 @@ class Problem:
     """Checked and complete; see :func:`nfd_fast.train` for the meaning of the names.
 
     ``x`` (S, d) is in ``dtype``; one of ``targets`` (S, C) and ``labels`` (S,) is present; ``fine``
-    counts the fine noise layers that make one layer.
+    counts the fine noise layers that make one layer; ``start`` is what is continued, if anything.
     """
 
     net: ResNet
@@ -38,6 +39,13 @@ class Problem:
     overwrite_weights: bool
     record: tuple[str, ...]
     progress: Callback | None
+    keep_state: bool = False
+    start: Checkpoint | None = None
+
+    @property
+    def last_batch(self) -> NDArray[np.int64]:
+        """The batch (B,) of the last recorded pass: batch 0 of the whole run."""
+        return self.batches[0] if self.start is None else self.start.first_batch
 
     def record_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array to be recorded."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,26 @@ class Run:
     ensemble: bool
     backward: str
     dtype: str
+    _save: Callable[[str | os.PathLike[str]], None] | None = field(default=None, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trained state to a file, so that :func:`nfd_fast.resume` can go on from there.
+
+        Parameters
+        ----------
+        path : path
+            Written whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            If the run kept no state: that takes ``train(..., keep_state=True)``.
+        OSError
+            If the file can't be written.
+        """
+        if self._save is None:
+            raise ValueError("this run kept no state; train with keep_state=True to save it")
+        self._save(path)
 
     def __repr__(self) -> str:
         replicas = f"{len(self.seeds)} replicas, " if self.ensemble else ""

@@ -53,7 +53,16 @@ def _student_quantile(confidence: float, freedom: int) -> float:
     require()
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.5 + confidence / 2))
+    return -float(stdtrit(freedom, (1 - confidence) / 2))  # the lower tail loses no digits near 1
+
+
+def _exponents(rows: Array) -> NDArray[np.intc]:
+    """Return e with |rows| < 2^e along the first axis.
+
+    Squares of rows·2^-e neither overflow nor vanish, and a power of two costs no digits.
+    """
+    exponents: NDArray[np.intc] = np.frexp(np.abs(rows).max(axis=0))[1]
+    return exponents
 
 
 def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
@@ -75,17 +84,24 @@ def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
     Raises
     ------
     ValueError
-        For no replicas, entries that are not finite, or a confidence outside (0, 1).
+        For no replicas, entries that are not finite, a confidence outside (0, 1), or an interval
+        that float64 cannot hold.
     """
-    rows = np.asarray(samples, dtype=np.float64)
+    rows = arguments.as_array("samples", samples)
     if rows.ndim == 0 or rows.shape[0] == 0:
         raise ValueError(f"samples must have at least one replica, got shape {rows.shape}")
     rows = arguments.finite_array("samples", rows, rows.shape, np.float64)
     count = rows.shape[0]
-    mean = rows.mean(axis=0)
     quantile = _student_quantile(confidence, count - 1)
-    error = rows.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros_like(mean)
-    return Intervals(mean, mean - quantile * error, mean + quantile * error)
+    exponents = _exponents(rows)
+    rows = np.ldexp(rows, -exponents)
+    mean = rows.mean(axis=0)
+    half = quantile * rows.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else mean * math.nan
+    with np.errstate(over="ignore"):
+        bounds = [np.ldexp(bound, exponents) for bound in (mean, mean - half, mean + half)]
+    if np.isinf(bounds).any():
+        raise ValueError("samples must have an interval within float64, got one that is infinite")
+    return Intervals(*bounds)
 
 
 def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -114,8 +130,8 @@ def relative_gap_interval(base: ArrayLike, other: ArrayLike, confidence: float =
     Raises
     ------
     ValueError
-        For shapes that differ, no pairs, entries that are not finite, mean(base) = 0, or a
-        confidence outside (0, 1).
+        For shapes that differ, no pairs, entries that are not finite, mean(base) = 0, entries of
+        ``other`` beyond 10¹⁰⁰ times those of ``base``, or a confidence outside (0, 1).
 
     Notes
     -----
@@ -130,11 +146,17 @@ def relative_gap_interval(base: ArrayLike, other: ArrayLike, confidence: float =
     if a.size == 0:
         raise ValueError("base must have at least one replica, got shape (0,)")
     count = a.size
+    exponent = _exponents(a)
+    a = np.ldexp(a, -exponent)
+    with np.errstate(over="ignore"):
+        b = np.ldexp(b, -exponent)
     mean_a, mean_b = float(a.mean()), float(b.mean())
     if mean_a == 0:
         raise ValueError("base must have a nonzero mean, got 0.0")
-    quantile = _student_quantile(confidence, count - 1)
     gap = mean_b / mean_a - 1
+    if np.abs(b).max() > 1e100 or not math.isfinite(gap):
+        raise ValueError("other must be at most 1e100 times base, got a larger ratio")
+    quantile = _student_quantile(confidence, count - 1)
     if count == 1:
         return Interval(gap, math.nan, math.nan)
     # In terms of the gap γ = r − 1 and the differences δ = b − a, the set is

@@ -49,10 +49,25 @@ def compiled(
         backward_hidden=None if weights is None else weights.backward_hidden,
         overwrite=problem.overwrite_weights,
         keep_adjoints=keep_adjoints,
-        keep_first_features="feature_movement" in problem.record,
-        keep_coupling=keep_coupling,
+        keep_first_features="feature_movement" in problem.record
+        or _started_with(problem, "first_features"),
+        keep_coupling=keep_coupling or _started_with(problem, "feature_coupling"),
         tolerance=tolerance,
+        last_batch=np.ascontiguousarray(problem.last_batch),
+        first_update=0 if problem.start is None else problem.start.updates,
     )
+
+
+def _started_with(problem: Problem, name: str) -> bool:
+    """Whether the run that is continued kept an array of that name; then this one keeps it too."""
+    return problem.start is not None and name in problem.start.arrays
+
+
+def bytes_needed(problem: Problem, task: Task, engine: _core.Engine) -> float:
+    """Return the memory that :func:`run` takes, the records included."""
+    threads = problem.threads
+    parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
+    return task.bytes(engine, threads, parallel) + problem.record_bytes()
 
 
 def run(
@@ -74,9 +89,17 @@ def run(
     """
     threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
-    memory.require(task.bytes(engine, threads, parallel) + problem.record_bytes(), way_out)
+    memory.require(bytes_needed(problem, task, engine), way_out)
     records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes().items()}
-    divergences = task.run(engine, threads, parallel, records, problem.progress)
+    state = None if problem.start is None else problem.start.arrays
+    try:
+        divergences = task.run(
+            engine, threads, parallel, records, problem.progress, problem.keep_state, state
+        )
+    except ValueError as error:
+        if problem.start is None:
+            raise
+        raise ValueError(f"{problem.start.path} is damaged: {error}") from None
     return records, divergences
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments, conditional, dense, memory, observables
+from nfd_fast import _core, arguments, checkpoint, conditional, dense, memory, observables, task
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
@@ -44,6 +46,7 @@ def train(
     overwrite_weights: bool = False,
     record: Sequence[str] = ("outputs",),
     progress: bool | progress_line.Callback = False,
+    keep_state: bool = False,
 ) -> Run:
     """Train a network, or an ensemble of them, by SGD.
 
@@ -94,7 +97,9 @@ def train(
         ``"backward_coupling_accumulated"`` (K,), along features and before φ'.
     progress : bool or callable
         True shows a line on stderr; a function is called as ``progress(done, total)`` now and then
-        with the number of passes, from the calling thread.
+        with the number of replicas times passes done, from the calling thread.
+    keep_state : bool
+        Keep the memory of the trained network with the result, for :meth:`Run.save`; a single run.
 
     Returns
     -------
@@ -136,6 +141,8 @@ def train(
     targets, labels = _answers(net, sgd, y, len(inputs))
     seeds, ensemble = _seeds(seed)
     fine = _fine_layers(net, noise_depth)
+    if keep_state and ensemble:
+        raise ValueError("keep_state needs a single seed, got several")
     if weights is not None:
         if ensemble:
             raise ValueError("weights start a single network; got several seeds with them")
@@ -166,26 +173,213 @@ def train(
         overwrite_weights=bool(overwrite_weights),
         record=observables.names(record),
         progress=progress_line.callback(progress),
+        keep_state=keep_state,
     )
-    chosen = _engine(engine, problem)
-    records, divergences = (dense if chosen == "dense" else conditional).run(problem)
-    found = observables.observed(problem.record, records, ensemble)
+    return _run(_engine(engine, problem), problem, ensemble)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    batches: ArrayLike,
+    device: str = "cpu",
+    threads: int | None = None,
+    record: Sequence[str] = ("outputs",),
+    progress: bool | progress_line.Callback = False,
+    keep_state: bool = False,
+) -> Run:
+    """Continue a run that was saved by :meth:`Run.save`.
+
+    The rows are bit for bit those that the uninterrupted run would have had from there on; the
+    last row is batch 0 of the whole run again.
+
+    Parameters
+    ----------
+    path : path
+        A file of :meth:`Run.save`; it says what network, optimiser, engine and dtype go on.
+    x, y : arrays
+        The same data as before.
+    batches : (K, B) array of int
+        The next K batches, of as many samples as before.
+    device, threads, record, progress, keep_state
+        As in :func:`train`. ``"feature_movement"`` (against row 0 of the whole run) and the
+        couplings can be recorded if the saved run recorded them.
+
+    Returns
+    -------
+    Run
+        K+1 rows.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or foreign, or if something doesn't fit it.
+    OSError
+        If the file can't be read.
+    MemoryError, DivergenceError
+        As :func:`train`.
+    """
+    start = checkpoint.read(path)
+    arguments.option("device", device, DEVICES)
+    manifest = start.manifest
+    try:
+        net, sgd = ResNet(**manifest["net"]), SGD(**manifest["sgd"])
+        engine, backward, seed = manifest["engine"], manifest["backward"], int(manifest["seed"])
+        name, fine = arguments.dtype_name(manifest["dtype"]), int(manifest["fine"])
+        wanted, expected = manifest["data"], len(start.first_batch)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{start.path} is damaged: its manifest lacks {error}") from None
+    inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
+    targets, labels = _answers(net, sgd, y, len(inputs))
+    if checkpoint.digest(inputs, targets, labels) != wanted:
+        raise ValueError("x and y must be the data of the saved run, got others")
+    index = _batches(batches, len(inputs))
+    if index.shape[1] != expected:
+        raise ValueError(f"batches must have {expected} samples each, got {index.shape[1]}")
+    if (start.updates + len(index) + 1) * expected > arguments.MAX_INDEX:
+        raise ValueError("batches must leave (updates + 1) * batch of at most 2**32 in all")
+    problem = Problem(
+        net=net,
+        sgd=sgd,
+        x=inputs,
+        targets=targets,
+        labels=labels,
+        batches=index,
+        seeds=(seed,),
+        backward=backward,
+        fine=fine,
+        dtype=name,
+        threads=thread_count(threads),
+        weights=None,
+        overwrite_weights=False,
+        record=observables.names(record),
+        progress=progress_line.callback(progress),
+        keep_state=keep_state,
+        start=start,
+    )
+    _engine(engine, problem)
+    needed = dict.fromkeys(observables.COUPLINGS, "feature_coupling")
+    needed["feature_movement"] = "first_features"
+    for observable, array in needed.items():
+        if observable in problem.record and array not in start.arrays:
+            raise ValueError(f"record {observable!r} must have been recorded by the saved run too")
+    return _run(engine, problem, ensemble=False)
+
+
+class MemoryEstimate(NamedTuple):
+    """What a run would take: the engine that would be chosen, and its memory in bytes."""
+
+    engine: str
+    bytes: float
+
+
+def estimate_memory(
+    net: ResNet,
+    sgd: SGD,
+    *,
+    updates: int,
+    batch: int,
+    replicas: int = 1,
+    backward: str = "reused",
+    engine: str = "auto",
+    dtype: DTypeLike = "float32",
+    threads: int | None = None,
+    record: Sequence[str] = ("outputs",),
+) -> MemoryEstimate:
+    """Return the memory that :func:`train` would take, besides the data; nothing is run.
+
+    The dense engine stores L n² weights per replica at work (twice that if decoupled). The
+    conditional one stores four arrays of n·rank numbers per layer, rank at most
+    min(K B, n), and (L+1) B n features. To that come the records, in float64.
+
+    Parameters
+    ----------
+    net, sgd, backward, engine, dtype, threads, record
+        As in :func:`train`.
+    updates, batch, replicas : int
+        K, B and the number of seeds.
+
+    Returns
+    -------
+    MemoryEstimate
+
+    Raises
+    ------
+    ValueError
+        For invalid arguments.
+    """
+    _instance("net", net, ResNet)
+    _instance("sgd", sgd, SGD)
+    updates, batch, replicas = (
+        arguments.integer(name, value, high=arguments.MAX_INDEX)
+        for name, value in (("updates", updates), ("batch", batch), ("replicas", replicas))
+    )
+    classes = sgd.loss == "cross_entropy"
+    problem = Problem(
+        net=net,
+        sgd=sgd,
+        x=np.zeros((1, net.inputs), dtype=arguments.dtype_name(dtype)),
+        targets=None if classes else np.zeros((1, net.outputs)),
+        labels=np.zeros(1, dtype=np.int64) if classes else None,
+        batches=np.zeros((updates, batch), dtype=np.int64),
+        seeds=tuple(range(replicas)),
+        backward=arguments.option("backward", backward, BACKWARDS),
+        fine=1,
+        dtype=arguments.dtype_name(dtype),
+        threads=thread_count(threads),
+        weights=None,
+        overwrite_weights=False,
+        record=observables.names(record),
+        progress=None,
+    )
+    chosen = _engine(arguments.option("engine", engine, ENGINES), problem)
+    module = dense if chosen == "dense" else conditional
+    needed = task.bytes_needed(problem, module.compiled(problem), _core.Engine[chosen])
+    return MemoryEstimate(chosen, needed)
+
+
+def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
+    """Train a checked problem."""
+    chosen = dense if engine == "dense" else conditional
+    compiled = chosen.compiled(problem)
+    records, divergences = chosen.run(problem, compiled)
+
+    def save(path: str | os.PathLike[str]) -> None:
+        done = 0 if problem.start is None else problem.start.updates
+        manifest = {
+            "package": _core.VERSION,
+            "net": asdict(problem.net),
+            "sgd": asdict(problem.sgd),
+            "engine": engine,
+            "backward": problem.backward,
+            "seed": problem.seeds[0],
+            "dtype": problem.dtype,
+            "fine": problem.fine,
+            "updates": done + len(problem.batches),
+            "first_batch": problem.last_batch.tolist(),
+            "data": checkpoint.digest(problem.x, problem.targets, problem.labels),
+        }
+        checkpoint.write(path, manifest, compiled.state())
+
+    failed = np.flatnonzero(divergences[:, 2])
     run = Run(
         outputs=records["outputs"] if ensemble else records["outputs"][0],
         losses=records["losses"] if ensemble else records["losses"][0],
-        observables=found,
-        engine=chosen,
-        net=net,
-        sgd=sgd,
-        seeds=seeds,
+        observables=observables.observed(problem.record, records, ensemble),
+        engine=engine,
+        net=problem.net,
+        sgd=problem.sgd,
+        seeds=problem.seeds,
         ensemble=ensemble,
-        backward=backward,
-        dtype=name,
+        backward=problem.backward,
+        dtype=problem.dtype,
+        _save=save if problem.keep_state and not failed.size else None,
     )
-    failed = np.flatnonzero(divergences[:, 2])
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])
-        raise DivergenceError(update, layer, _QUANTITIES[quantity], seeds[failed[0]], run)
+        raise DivergenceError(update, layer, _QUANTITIES[quantity], problem.seeds[failed[0]], run)
     return run
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import nfd_fast
-from nfd_fast import cli
+from nfd_fast import cli, memory
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.study.grid import Cell, StudyConfig
 
@@ -215,6 +215,8 @@ def test_every_choice_can_be_a_flag(call):
         ("study --batch 1798", "batch must be a positive integer of at most 1797, got 1798"),
         ("study --learning-rate nan", "learning_rate must be a nonnegative finite number"),
         ("study --output afile/results", "output folder afile/results is not writable"),
+        ("study --output=", "output must be a path of a folder, got ''"),
+        ("study --config nul.toml", "output must be a path of a folder, got 'a\\x00b'"),
         ("study --output folder", "folder/study.sqlite, which is not an SQLite database"),
         ("study --config nowhere.toml", "nowhere.toml cannot be read: No such file"),
         ("study --config folder", "folder cannot be read: Is a directory"),
@@ -239,6 +241,7 @@ def test_wrong_usage(refused, tmp_path, arguments, message):
     (tmp_path / "broken.toml").write_text("width = = 3\n")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "unknown.toml").write_text("wdith = 3\n")
+    (tmp_path / "nul.toml").write_text('output = "a\\u0000b"\n')
     (tmp_path / "types.toml").write_text('width = "128"\n')
     assert message in refused(*arguments.split())
 
@@ -287,12 +290,67 @@ def test_work_that_fails(call, monkeypatch, command, error, message):
 def test_a_run_that_diverges(call):
     wild = ["--learning-rate", "1e30", "--loss", "mse", "--activation", "identity"]
     code, out, err = call("train", *SMALL, *wild)
-    assert (code, out) == (1, "")
-    assert re.match(r"nfd-fast: error: \w+ stopped being finite at layer \d+ after \d", err)
+    assert code == 1
+    assert out.splitlines()[2:] == ["3 of 3 replicas diverged and are left out"]
+    assert re.fullmatch(
+        r"nfd-fast: error: \w+ stopped being finite at layer \d+ after \d updates \(seed 0\); .*\n",
+        err,
+    )
+    assert ".run" not in err
+    code, out, err = call("train", *SMALL, *wild, "--json")
+    assert (code, err.count("\n")) == (1, 1)
+    result = json.loads(out)
+    assert (result["diverged"], result["mean"]) == (3, None)
+    assert result["losses"][0][0] > 0
+    assert result["losses"][0][-1] is None
     code, out, err = call("study", *GRID, *wild)
     assert code == 0
     assert "Diverged replicas" in out
     assert "3 of 3 reused, 3 of 3 decoupled" in out
+
+
+def test_a_replica_that_diverges_leaves_the_others(call, monkeypatch):
+    train = nfd_fast.train
+
+    def diverging(*args, **kwargs):
+        run = train(*args, **kwargs)
+        run.losses[1, 4:] = np.nan
+        raise DivergenceError(4, 1, "features", 1, run)
+
+    expected = json.loads(call("train", *SMALL, "--json")[1])
+    monkeypatch.setattr(nfd_fast, "train", diverging)
+    code, out, err = call("train", *SMALL, "--json")
+    assert (code, err.count("\n")) == (1, 1)
+    result = json.loads(out)
+    assert (expected["diverged"], result["diverged"]) == (0, 1)
+    assert result["losses"][0] == expected["losses"][0]
+    assert result["losses"][1] == expected["losses"][1][:4] + [None] * 2
+    assert np.allclose(result["mean"], np.mean(np.array(expected["losses"])[[0, 2]], axis=0))
+    code, out, err = call("train", *SMALL)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "1 of 3 replicas diverged and are left out" in out
+    assert [line.split()[0] for line in out.splitlines()[4:-1]] == [str(k) for k in range(6)]
+
+
+def test_the_engine_can_be_chosen(call):
+    for engine in ("dense", "conditional"):
+        code, out, _ = call("train", *SMALL, "--engine", engine, "--json")
+        assert code == 0
+        assert json.loads(out)["engine"] == engine
+    code, out, _ = call("study", *GRID, "--engine", "conditional")
+    assert (code, "8 of 8 cells" in out) == (0, True)
+    code, out, _ = call("study", *GRID, "--engine", "dense")
+    assert (code, "8 of 8 cells" in out) == (0, True)
+
+
+@pytest.mark.parametrize("arguments", ["--width 1000000", "--updates 4294967294 --batch 1"])
+def test_too_much_is_refused_with_the_estimate_and_the_way_out(call, monkeypatch, arguments):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**33)
+    code, out, err = call("train", *arguments.split())
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"nfd-fast: error: this needs about \S+ GiB and 8 GiB are .*; take .*\n", err
+    )
 
 
 def test_interrupt(call, monkeypatch):
@@ -305,6 +363,93 @@ def test_interrupt(call, monkeypatch):
     assert code == 130
     assert "interrupted: 0 of 8 cells are stored in results/study.sqlite; " in err
     assert "run the same command again to continue" in err
+
+
+@pytest.mark.parametrize("where", ["statistics.require", "study.plots.files"])
+def test_interrupt_outside_the_training(call, monkeypatch, where):
+    """While loading or drawing: a store that is there already is named as well."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if where == "statistics.require":
+        with monkeypatch.context() as patch:
+            patch.setattr(f"nfd_fast.{where}", interrupt)
+            assert call("study", *GRID) == (130, "", "\nnfd-fast: interrupted\n")
+        call("study", *GRID)
+    monkeypatch.setattr(f"nfd_fast.{where}", interrupt)
+    code, out, err = call("study", *GRID)
+    assert (code, out) == (130, "")
+    assert "interrupted: 8 of 8 cells are stored in results/study.sqlite; " in err
+
+
+def test_a_table_that_cannot_be_written(call, tmp_path):
+    (tmp_path / "results" / "table.txt").mkdir(parents=True)
+    code, out, err = call("study", *GRID)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "nfd-fast: error: cannot write results/table.txt: Is a directory"
+    )
+
+
+def test_a_figure_that_fails_leaves_no_table(call, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr("nfd_fast.study.plots.figure", fail)
+    assert call("study", *GRID)[0] == 2
+    assert os.listdir(tmp_path / "results") == ["study.sqlite"]
+
+
+def test_a_damaged_store(call, tmp_path):
+    path = tmp_path / "results" / "study.sqlite"
+    call("study", *GRID)
+    content = bytearray(path.read_bytes())
+    for page in range(4096, len(content), 4096):
+        content[page : page + 200] = np.random.default_rng(0).bytes(200)
+    path.write_bytes(content)
+    files = sorted(path.parent.iterdir())
+    code, out, err = call("study", *GRID)
+    assert (code, out) == (2, "")
+    assert err == (
+        "nfd-fast: error: store results/study.sqlite is damaged; "
+        "move it away and run the same command again\n"
+    )
+    assert path.read_bytes() == content
+    assert sorted(path.parent.iterdir()) == files
+
+
+_LAUNCH = "import sys; from nfd_fast_launcher import main; sys.exit(main())"
+
+
+@pytest.mark.subprocess
+def test_what_keeps_the_package_from_loading_is_one_line():
+    command = [sys.executable, "-c", _LAUNCH, "info"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "NFD_FAST_ISA": "mmx"}
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"nfd-fast: error: the environment variable NFD_FAST_ISA must be one of .*\n", done.stderr
+    )
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "out", "err"),
+    [
+        (">&-", 2, "", "nfd-fast: error: standard output is closed; redirect it to /dev/null .*\n"),
+        (">/dev/full", 1, "", "nfd-fast: error: .*No space left on device\n"),
+        ("2>&-", 0, "version .*", ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirection, code, out, err):
+    command = f"exec {sys.executable} -m nfd_fast info {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code
+    assert re.fullmatch(out, done.stdout, re.DOTALL)
+    assert re.fullmatch(err, done.stderr)
 
 
 def test_too_little_memory_is_said_before_allocating(call):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfd_fast import data, reference
+from nfd_fast import data, kernels, memory, reference
 from nfd_fast.extras import MissingExtraError
 
 
@@ -48,6 +49,8 @@ def test_targets(digits):
     assert one_hot.shape == (1797, 10)
     assert (one_hot.argmax(axis=1) == digits.labels).all()
     assert (one_hot.sum(axis=1) == 1).all()
+    with pytest.raises(ValueError, match="loss must be one of 'mse', 'cross_entropy', got 'foo'"):
+        digits.targets("foo")
 
 
 def test_unknown_name():
@@ -103,6 +106,24 @@ def test_orders_are_uniform():
     first = data.minibatches(6, 6, 6000, seed=3)[:, 0]
     statistic = ((np.bincount(first, minlength=6) - 1000.0) ** 2 / 1000.0).sum()
     assert statistic < 30.9  # quantile 1 − 1e-5 at 5 degrees of freedom
+
+
+@pytest.mark.parametrize("sizes", [(10, 3, 2**32), (2**31, 2**31, 1), (1797, 1, 2**32 - 2)])
+def test_batches_beyond_memory_are_refused_before_allocating(monkeypatch, sizes):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**34)
+    monkeypatch.setattr(kernels, "words", None)  # never asked
+    with pytest.raises(MemoryError, match="take fewer samples or updates, or a smaller batch"):
+        data.minibatches(*sizes)
+
+
+def test_the_memory_estimate_of_batches():
+    for samples, batch, updates in ((1000, 300, 3000), (100, 100, 10_000), (10, 6, 100_000)):
+        tracemalloc.start()
+        data.minibatches(samples, batch, updates)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        estimate = 28 * samples * -(-updates // (samples // batch))
+        assert 0.3 * estimate < peak < 1.05 * estimate
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfd_fast
+from nfd_fast import memory
 from nfd_fast.study.grid import TITLES, Cell, StudyConfig
 
 OTHER = {
@@ -24,6 +25,7 @@ OTHER = {
     "replicas": 3,
     "seed": 1,
     "data_seed": 1,
+    "engine": "conditional",
     "dtype": "float64",
     "threads": 1,
     "parameterization": "mlp",
@@ -96,9 +98,12 @@ def test_the_description_is_canonical():
     assert choices.keys() == {f.name for f in dataclasses.fields(Cell)} - {"threads"} | {"version"}
 
 
-def test_a_short_study_is_averaged_over_all_it_has():
-    config = StudyConfig(updates=5)
-    assert (config.window, config.smooth) == (5, 5)
+@pytest.mark.parametrize(
+    ("updates", "window", "smooth"), [(300, 100, 20), (40, 40, 10), (5, 5, 1), (1, 1, 1)]
+)
+def test_a_short_study_is_averaged_over_all_it_has_and_keeps_its_curves(updates, window, smooth):
+    config = StudyConfig(updates=updates)
+    assert (config.window, config.smooth) == (window, smooth)
 
 
 def test_the_network_fits_the_data():
@@ -127,6 +132,8 @@ def test_the_network_fits_the_data():
         ({"batch": -1}, "batch must be a positive integer"),
         ({"updates": 2**31}, r"\(updates \+ 1\) \* batch must be at most 4294967296"),
         ({"replicas": 0}, "replicas must be a positive integer"),
+        ({"replicas": 2**32}, "replicas must be a positive integer of at most 10000000"),
+        ({"engine": "fast"}, "engine must be one of 'auto', 'dense', 'conditional', got 'fast'"),
         ({"seed": -1}, "seed must be an integer in 0"),
         ({"seed": 2**64 - 2}, "seed must leave a seed below"),
         ({"data_seed": 0.5}, "data_seed must be an integer"),
@@ -141,6 +148,7 @@ def test_the_network_fits_the_data():
         ({"smooth": 0}, "smooth must be a positive integer"),
         ({"output": 3}, "output must be a path"),
         ({"output": ""}, "output must be a path"),
+        ({"output": "a\0b"}, "output must be a path"),
     ],
 )
 def test_bad_choices(choices, message):
@@ -154,3 +162,13 @@ def test_a_batch_larger_than_the_data():
 
     with pytest.raises(ValueError, match="batch must be a positive integer of at most 10, got 32"):
         StudyConfig().check(Data())  # type: ignore[arg-type]
+
+
+def test_records_beyond_memory(monkeypatch):
+    class Data:
+        samples, classes = 1797, 10
+
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**30)
+    StudyConfig().check(Data())  # type: ignore[arg-type]
+    with pytest.raises(MemoryError, match="take fewer replicas or updates"):
+        StudyConfig(replicas=2000).check(Data())  # type: ignore[arg-type]

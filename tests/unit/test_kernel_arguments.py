@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 import nfd_fast as nfd
-from nfd_fast import kernels
+from nfd_fast import kernels, memory
 
 HIDDEN = np.zeros((2, 3, 3), np.float32)
 LAST = np.ones((4, 3), np.float32)
@@ -27,6 +30,43 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         (lambda: kernels.words(0, "hidden", 4, columns=[2**32]), "columns must be integers in 0"),
         (lambda: kernels.words(0, "hidden", 4, columns=[-1]), "columns must be integers in 0"),
         (lambda: kernels.words(0, "hidden", 4, columns=[0.5]), "columns must be integers in 0"),
+        (lambda: kernels.words(0, "hidden", 4, columns=[2**70]), "columns must be an array of num"),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=3),
+            "columns must be a sequence of integers",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=None),
+            "columns must be a sequence of integ",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns="12"),
+            "columns must be a sequence of integ",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=[[1], [2, 3]]),
+            "columns must be an array, ",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=itertools.count()),
+            "columns must be at most",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=range(2**33)),
+            "columns must be integers in",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=range(2**70)),
+            "columns must be integers in",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=range(-1, 3)),
+            "columns must be integers in",
+        ),
+        (
+            lambda: kernels.words(0, "hidden", 4, columns=np.ma.arange(3)),
+            "columns must be a plain ",
+        ),
         (
             lambda: kernels.words(0, "hidden", 4, out=np.zeros((1, 4), np.int64)),
             "out must be a NumPy array of shape (1, 4) and dtype uint32",
@@ -36,7 +76,16 @@ LAYERS = np.ones((3, 4, 3), np.float32)
             "out must be C-contiguous",
         ),
         (lambda: kernels.normal(0, "hidden", 4, dtype=int), "dtype must be one of 'float32'"),
-        (lambda: kernels.philox([[1, 2, 3]], [0, 0]), "counters must have shape"),
+        (lambda: kernels.normal(0, "hidden", 4, dtype="f4,,"), "dtype must be one of 'float32'"),
+        (lambda: kernels.philox([[1], [2, 3]], [0, 0]), "counters must be an array, got sequences"),
+        (
+            lambda: kernels.philox([[1, 2, 3]], [0, 0]),
+            "counters must have shape (blocks, 4), got (1",
+        ),
+        (
+            lambda: kernels.box_muller([[1], [2, 3]]),
+            "words must be an array, got sequences of unequ",
+        ),
         (lambda: kernels.philox([[1, 2, 3, 4]], [0]), "key must have shape (2,), got (1,)"),
         (lambda: kernels.philox([[1, 2, 3, 2**32]], [0, 0]), "counters must be integers in 0"),
         (lambda: kernels.activation("sin", LAST), "activation must be one of 'identity'"),
@@ -87,6 +136,40 @@ def test_refusals(call: object, message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None, 1j, [1.0]])
+def test_factors_are_finite_numbers(module: ModuleType, value: object) -> None:
+    hidden = HIDDEN.copy()
+    with pytest.raises(ValueError, match="branch_factor must be a finite number, got "):
+        module.residual_forward(LAST, hidden, branch_factor=value)
+    with pytest.raises(ValueError, match="branch_factor must be a finite number, got "):
+        module.residual_backward(LAST, LAYERS, hidden, branch_factor=value)
+    with pytest.raises(ValueError, match="step must be a finite number, got "):
+        module.sgd_update(hidden, LAYERS, LAYERS, LAST[:, 0], step=value)
+    module.residual_forward(LAST, hidden, branch_factor=-1)
+    module.sgd_update(hidden, LAYERS, LAYERS, LAST[:, 0], step=np.float32(-0.5))
+
+
+@pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize("value", ["False", 0, None])
+def test_skip_is_true_or_false(module: ModuleType, value: object) -> None:
+    with pytest.raises(ValueError, match="skip must be True or False, got "):
+        module.residual_forward(LAST, HIDDEN, branch_factor=1, skip=value)
+    with pytest.raises(ValueError, match="skip must be True or False, got "):
+        module.residual_backward(LAST, LAYERS, HIDDEN, branch_factor=1, skip=value)
+    module.residual_forward(LAST, HIDDEN, branch_factor=1, skip=np.False_)
+
+
+def test_columns_in_any_form() -> None:
+    expected = kernels.words(0, "hidden", 4, columns=[5, 7])
+    array = np.array([5, 7], np.int16)
+    for columns in (range(5, 8, 2), (c for c in (5, 7)), array, array.tolist(), {5: 0, 7: 1}):
+        assert np.array_equal(kernels.words(0, "hidden", 4, columns=columns), expected)
+        if not isinstance(columns, Iterator):
+            assert np.array_equal(nfd.reference.words(0, "hidden", 4, columns=columns), expected)
+    assert np.array_equal(kernels.words(0, "hidden", 4, columns=range(7, 4, -2)), expected[::-1])
+
+
 def test_out_is_filled_and_returned() -> None:
     out = np.empty((2, 5), np.float32)
     assert kernels.normal(1, "hidden", 5, columns=[3, 4], out=out) is out
@@ -106,9 +189,13 @@ def test_nothing_asked_is_nothing_given(columns: object) -> None:
     assert kernels.residual_forward(LAST[:0], HIDDEN, branch_factor=1).shape == (3, 0, 3)
 
 
-def test_sizes_beyond_memory_are_refused() -> None:
-    with pytest.raises(MemoryError):
-        kernels.normal(0, "hidden", 2**32, columns=range(10_000))
+def test_sizes_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**30)
+    for draw in (kernels.normal, kernels.words):
+        with pytest.raises(MemoryError, match="take smaller sizes, or give out"):
+            draw(0, "hidden", 2**32, columns=range(10_000))
+    with pytest.raises(MemoryError, match="take fewer columns"):
+        kernels.normal(0, "hidden", 0, columns=range(2**32))
 
 
 def test_names_are_those_of_the_table() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -87,6 +86,7 @@ def test_legend_and_caption(tmp_path):
         "L = 4",
     ]
     caption = drawing.get_supxlabel()
+    caption = " ".join(caption.split())
     for words in ("some digits", "width 128", "learning rate 0.3", "batch 32", "6 replicas",
                   "running mean over 3 updates", "95% confidence"):  # fmt: skip
         assert words in caption
@@ -102,17 +102,45 @@ def test_colours_are_as_distinct_in_grey():
     assert (np.diff(lightness) < -0.1).all()
 
 
-@pytest.mark.parametrize("parameterizations", [("mup",), ("mlp", "mup", "depth_mup")])
-def test_any_number_of_scalings(tmp_path, parameterizations):
+@pytest.mark.parametrize("depths", [(2, 4, 8, 16), tuple(range(1, 11))])
+@pytest.mark.parametrize(
+    "parameterizations", [("mup",), ("mlp", "mup"), ("mlp", "mup", "depth_mup")]
+)
+def test_everything_fits_for_any_number_of_scalings(tmp_path, parameterizations, depths):
     result = make_result(tmp_path)
-    config = dataclasses.replace(result.config, parameterizations=parameterizations)
+    config = dataclasses.replace(result.config, parameterizations=parameterizations, depths=depths)
     losses = {
-        (name, depth, backward): result.losses["mlp", depth, backward]
+        (name, depth, backward): result.losses["mlp", 2, backward]
         for name in parameterizations
-        for _, depth, backward in result.losses
+        for depth in depths
+        for backward in ("reused", "decoupled")
     }
-    result = dataclasses.replace(result, config=config, losses=losses)
-    assert len(draw(result).axes) == 2 * len(parameterizations)
+    title = "scikit-learn digits (1797 real 8×8 images)"
+    dataset = dataclasses.replace(result.dataset, title=title)
+    drawing = draw(dataclasses.replace(result, config=config, losses=losses, dataset=dataset))
+    assert len(drawing.axes) == 2 * len(parameterizations)
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    assert len(legend.get_texts()) == 2 + len(depths)
+    captions = [text for text in drawing.texts if "95%" in text.get_text()]
+    assert len(captions) == 1
+    for artist in (legend, *captions):
+        box = artist.get_window_extent()
+        assert drawing.bbox.x0 <= box.x0
+        assert box.x1 <= drawing.bbox.x1
+        assert drawing.bbox.y0 <= box.y0
+        assert box.y1 <= drawing.bbox.y1
+
+
+def test_curves_of_one_point_are_seen(tmp_path):
+    result = make_result(tmp_path)
+    config = dataclasses.replace(result.config, updates=1)
+    losses = {name: array[:, :2] for name, array in result.losses.items()}
+    drawing = draw(dataclasses.replace(result, config=config, losses=losses))
+    lines = drawing.axes[0].get_lines()
+    assert [line.get_marker() for line in lines] == ["o"] * 4
+    assert drawing.axes[2].get_ylabel() == "relative gap in training loss,\nlast update"
+    assert "running mean over 1 update." in drawing.get_supxlabel()
 
 
 @pytest.mark.parametrize("depths", [(3,), (2, 4)])
@@ -122,7 +150,7 @@ def test_one_replica_and_one_depth(tmp_path, depths):
     config = dataclasses.replace(result.config, depths=depths)
     result = dataclasses.replace(result, config=config, losses=losses)
     assert all(len(panel.collections) == 0 for panel in draw(result).axes[:2])
-    plots.write(result, report.rows(result))
+    plots.files(result, report.rows(result))
 
 
 def test_diverged_cells(tmp_path):
@@ -131,23 +159,36 @@ def test_diverged_cells(tmp_path):
     drawing = draw(result)
     assert curves(drawing.axes[0]) == []
     assert len(curves(drawing.axes[1])) == 4
-    plots.write(result, report.rows(result))
+    for number, panel in enumerate(drawing.axes):  # the first column is empty, and says why
+        assert [text.get_text() for text in panel.texts] == ["all pairs diverged"] * (
+            1 - number % 2
+        )
+    assert f" {2 * REPLICAS} pairs diverged, left out." in drawing.get_supxlabel()
+    plots.files(result, report.rows(result))
+
+
+def test_the_caption_counts_the_pairs_that_are_left_out(tmp_path):
+    lost = [("mlp", 2, "reused", 0), ("mlp", 2, "decoupled", 0)]
+    drawing = draw(make_result(tmp_path, diverged=lost))
+    assert " 1 pair diverged, left out." in drawing.get_supxlabel()
+    assert not any(panel.texts for panel in drawing.axes)
+    assert "diverged" not in draw(make_result(tmp_path)).get_supxlabel()
 
 
 def test_files(tmp_path):
     result = make_result(tmp_path)
-    paths = plots.write(result, report.rows(result))
-    assert sorted(os.listdir(tmp_path)) == ["loss_curves.png", "loss_curves.svg"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    root = xml.etree.ElementTree.fromstring(paths[1].read_bytes())
+    files = plots.files(result, report.rows(result))
+    assert list(files) == ["loss_curves.png", "loss_curves.svg"]
+    assert files["loss_curves.png"].startswith(b"\x89PNG")
+    root = xml.etree.ElementTree.fromstring(files["loss_curves.svg"])
     assert root.tag.endswith("svg")
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
     result = make_result(tmp_path)
-    first = [path.read_bytes() for path in plots.write(result, report.rows(result))]
+    first = plots.files(result, report.rows(result))
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30}):  # a user's own settings
-        second = [path.read_bytes() for path in plots.write(result, report.rows(result))]
+        second = plots.files(result, report.rows(result))
     assert first == second
 
 

@@ -84,6 +84,14 @@ def test_one_replica_has_no_interval(tmp_path):
     text = report.text(result, report.rows(result))
     assert "one pair has no interval" in text
     assert "nan" not in text
+    assert "intervals over 1 replica;" in text
+    assert "20 updates, 1 replica, float32" in text
+
+
+def test_a_window_of_one_update(tmp_path):
+    result = make_result(tmp_path)
+    result = dataclasses.replace(result, config=dataclasses.replace(result.config, window=1))
+    assert "Mean of update 20, with" in report.text(result, report.rows(result))
 
 
 def test_csv_has_all_digits(tmp_path):
@@ -103,10 +111,20 @@ def test_csv_has_all_digits(tmp_path):
 def test_write(tmp_path):
     result = make_result(tmp_path)
     rows = report.rows(result)
-    paths = report.write(result, rows)
+    files = report.files(result, rows)
+    paths = atomic.write_all(tmp_path, files)
     assert [path.name for path in paths] == ["table.txt", "table.csv"]
     assert paths[0].read_text(encoding="utf-8") == report.text(result, rows)
     assert sorted(os.listdir(tmp_path)) == ["table.csv", "table.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "table.txt").mkdir()
+    with pytest.raises(OSError, match=r"^cannot write .*table\.txt: Is a directory$"):
+        atomic.write(tmp_path / "table.txt", b"")
+    assert os.listdir(tmp_path) == ["table.txt"]
+    with pytest.raises(OSError, match=r"^cannot write .*nowhere/a: No such file or directory$"):
+        atomic.write(tmp_path / "nowhere" / "a", b"")
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from nfd_fast.study import progress
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.grid import StudyConfig
 from nfd_fast.study.runner import StudyInterrupted, cell_losses, run_study
-from nfd_fast.study.store import Store
+from nfd_fast.study.store import Store, StoreError
 
 for module in ("sklearn", "rich", "scipy"):
     pytest.importorskip(module, reason=f"{module} is in the study extra")
@@ -178,6 +178,36 @@ def test_errors_keep_what_is_stored(config, monkeypatch, error):
     with pytest.raises(type(error), match=str(error)):
         run_study(config, progress=False)
     assert run_study(config, progress=False).computed == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda losses: None,
+        lambda losses: losses[:2],
+        lambda losses: losses[:, :-1],
+        lambda losses: -losses,
+        lambda losses: np.where(np.arange(7) == 2, np.nan, losses),
+    ],
+)
+def test_a_cell_that_no_training_can_give(config, calls, damage):
+    run_study(config, progress=False)
+    del calls[:]
+    cell = config.cells()[3]
+    with Store(config.store) as store:
+        losses = damage(store.get(cell.key).arrays["losses"])
+    connection = sqlite3.connect(config.store)
+    with connection:
+        connection.execute("DELETE FROM arrays WHERE cell = ?", (cell.key,))
+        connection.execute("DELETE FROM cells WHERE key = ?", (cell.key,))
+    connection.close()
+    with Store(config.store) as store:
+        arrays = {} if losses is None else {"losses": losses}
+        store.put(cell.key, cell.description, arrays, 1.0)
+    larger = dataclasses.replace(config, depths=(1, 2, 3))
+    with pytest.raises(StoreError, match=rf"is damaged \(cell {cell.key[:12]}\); move it away"):
+        run_study(larger, progress=False)
+    assert calls == []  # found before any work
 
 
 def test_a_file_in_the_place_of_the_folder(config, tmp_path, calls):

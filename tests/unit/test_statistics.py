@@ -94,6 +94,28 @@ def test_one_replica_has_no_bounds():
     assert relative_gap_interval([2.0], [3.0]).estimate == 0.5
 
 
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+def test_the_scale_of_the_draws_does_not_matter(exponent):
+    """No square overflows or vanishes: the intervals of scaled draws are the scaled intervals."""
+    base, other = np.random.default_rng(7).gamma(4.0, size=(2, 9))
+    scaled = np.ldexp(base, exponent)
+    expected = np.ldexp(mean_interval(base), exponent)
+    assert mean_interval(scaled) == tuple(expected)
+    gap = relative_gap_interval(scaled, np.ldexp(other, exponent))
+    assert gap == relative_gap_interval(base, other)
+
+
+def test_draws_at_the_largest_number():
+    largest = np.finfo(float).max
+    assert mean_interval([largest] * 4) == (largest, largest, largest)
+
+
+def test_a_confidence_next_to_one_has_finite_bounds():
+    interval = mean_interval([1.0, 1.5, 2.0], confidence=math.nextafter(1, 0))
+    assert math.isfinite(interval.high - interval.low)
+    assert interval.low < -1e6
+
+
 @pytest.mark.parametrize(
     ("low", "high", "excludes"), [(0.1, 0.2, True), (-2, -1, True), (-1, 1, False), (0, 1, False)]
 )
@@ -108,6 +130,19 @@ def test_excludes_zero(low, high, excludes):
         (lambda: mean_interval([1.0, math.nan]), "samples must be finite"),
         (lambda: mean_interval([[1.0]]), "samples must have shape"),
         (lambda: mean_intervals(3.0), "samples must have at least one replica"),
+        (lambda: mean_intervals([[1.0], [1.0, 2.0]]), "samples must be an array, got sequences of"),
+        (lambda: mean_intervals(["1", "2"]), "samples must be real numbers, got dtype <U1"),
+        (lambda: mean_intervals([1 + 2j, 3.0]), "samples must be real numbers, got dtype complex"),
+        (lambda: mean_intervals(np.ma.ones(3)), "samples must be a plain array, got a masked one"),
+        (lambda: mean_intervals([1.7e308, -1.7e308]), "samples must have an interval within flo"),
+        (
+            lambda: relative_gap_interval([1e-200, 2e-200], [1.0, 2.0]),
+            "other must be at most 1e100",
+        ),
+        (
+            lambda: relative_gap_interval([5e-324, 5e-324], [1.0, 2.0]),
+            "other must be at most 1e100",
+        ),
         (lambda: mean_interval([1.0, 2.0], confidence=1.0), "confidence must be below 1, got 1.0"),
         (lambda: mean_interval([1.0, 2.0], confidence=-1), "confidence must be a positive"),
         (lambda: relative_gap_interval([1.0], [1.0, 2.0]), "must have one shape"),

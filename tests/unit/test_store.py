@@ -102,6 +102,63 @@ def test_another_schema_version_is_refused(path):
         Store(path)
 
 
+def _edit(path, *statements):
+    connection = sqlite3.connect(path)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE arrays SET data = x'00'",
+        "UPDATE arrays SET data = 'text of some length....'",
+        "UPDATE arrays SET data = substr(data, 1, 16)",
+        "UPDATE arrays SET data = 7",
+        "UPDATE arrays SET shape = '[2'",
+        "UPDATE arrays SET shape = '{}'",
+        "UPDATE arrays SET shape = '[5]'",
+        "UPDATE cells SET seconds = 'soon'",
+    ],
+)
+def test_a_damaged_cell_is_named(path, statement):
+    with Store(path) as store:
+        store.put("0123456789abcdef", "{}", {"x": np.ones(3)}, 0.0)
+    _edit(path, statement)
+    with Store(path) as store, pytest.raises(StoreError) as info:
+        store.get("0123456789abcdef")
+    assert str(info.value) == (
+        f"store {path} is damaged (cell 0123456789ab); move it away and run the same command again"
+    )
+
+
+@pytest.mark.parametrize("table", ["cells", "arrays"])
+def test_a_missing_table(path, table):
+    Store(path).close()
+    _edit(path, "PRAGMA foreign_keys = OFF", f"DROP TABLE {table}")
+    with pytest.raises(StoreError, match=r"study.sqlite is damaged; move it away"):
+        Store(path)
+
+
+def test_a_missing_column(path):
+    Store(path).close()
+    _edit(path, "ALTER TABLE cells RENAME COLUMN key TO name")
+    with Store(path) as store, pytest.raises(StoreError, match="is damaged; move it away"):
+        store.finished()
+
+
+@pytest.mark.parametrize("end", [5000, 8192, 20_000])
+def test_a_file_that_was_cut(path, end):
+    with Store(path) as store:
+        store.put("a", "{}", {"x": np.ones(5000)}, 0.0)
+    os.truncate(path, end)
+    with pytest.raises(StoreError):
+        Store(path)
+    assert path.stat().st_size == end
+
+
 def test_an_empty_file_becomes_a_store(path):
     path.touch()  # what a process killed while it made the store leaves behind
     with Store(path) as store:

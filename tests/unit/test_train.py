@@ -157,6 +157,7 @@ def test_the_memory_estimate_is_what_is_taken() -> None:
         batches=np.zeros((2, batch), np.int64), seeds=np.zeros(4, np.uint64), input=None,
         hidden=None, readout=None, backward_hidden=None, overwrite=False, keep_adjoints=False,
         keep_first_features=False, keep_coupling=False, tolerance=0.0,
+        last_batch=np.zeros(batch, np.int64), first_update=0,
     )  # fmt: skip
     one = task.bytes(_core.Engine.dense, 1, False)
     weights = width * inputs + depth * width**2 + width

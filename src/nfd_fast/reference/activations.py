@@ -126,6 +126,6 @@ def activation_derivative(name: str, x: ArrayLike) -> NDArray[Any]:
 
 
 def _apply(function: Callable[[Array], Array], x: ArrayLike) -> NDArray[Any]:
-    x = np.asarray(x)
+    x = arguments.as_array("x", x)
     dtype = arguments.dtype_name(x.dtype)
     return np.asarray(function(x.astype(np.float64))).astype(dtype)

@@ -57,6 +57,7 @@ def initial_weights(
     DESIGN §4: the neuron of the noise contract is the output index of W_in, W and W', and the
     column is the input index; for V they are the hidden neuron and the output.
     """
+    arguments.instance("net", net, ResNet)
     n, depth = net.width, net.depth
     arguments.option("backward", backward, BACKWARDS)
     noise_depth = arguments.integer(
@@ -119,10 +120,17 @@ def residual_forward(
     -------
     (L+1, B, n)
         H_0 … H_L, in the dtype of ``features_0``.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
     """
-    hidden = np.asarray(hidden)
-    scale = branch_factor / math.sqrt(hidden.shape[-1])
-    features = [np.asarray(features_0)]
+    hidden = arguments.square_matrices("hidden", hidden)
+    width = hidden.shape[-1]
+    scale = arguments.real("branch_factor", branch_factor) / math.sqrt(width)
+    skip = arguments.flag("skip", skip)
+    features = [arguments.float_array("features_0", features_0, ("batch", width))]
     for weights in hidden:
         # H_l = [H_{l-1} +] β Ŵ_l φ(H_{l-1}),  Ŵ_l = W_l/√n
         branch = scale * (phi(activation, features[-1]) @ weights.T)
@@ -156,11 +164,19 @@ def residual_backward(
     -------
     (L+1, B, n)
         G_0 … G_L, in the dtype of ``adjoints_last``.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
     """
-    hidden = np.asarray(hidden)
-    scale = branch_factor / math.sqrt(hidden.shape[-1])
-    adjoints = [np.asarray(adjoints_last)]
-    for weights, previous_features in zip(hidden[::-1], np.asarray(features)[-2::-1], strict=True):
+    hidden = arguments.square_matrices("hidden", hidden)
+    depth, width = hidden.shape[:2]
+    scale = arguments.real("branch_factor", branch_factor) / math.sqrt(width)
+    skip = arguments.flag("skip", skip)
+    adjoints = [arguments.float_array("adjoints_last", adjoints_last, ("batch", width))]
+    layers = arguments.float_array("features", features, (depth + 1, *adjoints[0].shape))
+    for weights, previous_features in zip(hidden[::-1], layers[-2::-1], strict=True):
         # G_{l-1} = [G_l +] β φ'(H_{l-1}) ∘ (Ŵ_lᵀ G_l)
         branch = scale * phi_derivative(activation, previous_features) * (adjoints[-1] @ weights)
         adjoints.append(adjoints[-1] + branch if skip else branch)
@@ -194,9 +210,20 @@ def sgd_update(
     -------
     (L, n, n)
         In the dtype of ``hidden``.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
     """
-    hidden, features, adjoints = np.asarray(hidden), np.asarray(features), np.asarray(adjoints)
-    scale = step / math.sqrt(hidden.shape[-1])
+    hidden = arguments.square_matrices("hidden", hidden)
+    depth, width = hidden.shape[:2]
+    features = arguments.float_array("features", features, (depth + 1, "batch", width))
+    adjoints = arguments.float_array("adjoints", adjoints, features.shape)
+    sample_weights = arguments.finite_array(
+        "sample_weights", sample_weights, (features.shape[1],), np.float64
+    )
+    scale = arguments.real("step", step) / math.sqrt(width)
     weighted = _as_column(sample_weights, adjoints) * adjoints
     # W_l ← W_l − ηβm/√n Σ_b w_b G_l[b] φ(H_{l-1}[b])ᵀ;  in Ŵ = W/√n this is DESIGN's m/n
     change = np.swapaxes(weighted[1:], 1, 2) @ phi(activation, features[:-1])

@@ -58,10 +58,9 @@ def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     quotient by 2³², the low word the remainder.
     """
     blocks = _uint32_array("counters", counters, columns=4)
-    key_words = _uint32_array("key", np.atleast_2d(np.asarray(key)), columns=2)
-    if len(key_words) != 1:
-        raise ValueError(f"key must have shape (2,), got {np.shape(key)}")
-    k0, k1 = (int(word) for word in key_words[0])
+    key_words = arguments.as_array("key", key)
+    arguments.check_shape("key", key_words, (2,))
+    k0, k1 = (int(word) for word in _uint32_array("key", key_words[None], columns=2)[0])
     c0, c1, c2, c3 = blocks.astype(np.uint64).T
     for _ in range(_ROUNDS):
         product0 = _MULTIPLIERS[0] * c0
@@ -106,15 +105,13 @@ def words(
     tag = STREAMS.index(arguments.option("stream", stream, STREAMS))
     size = arguments.integer("size", size, low=0, high=arguments.MAX_INDEX)
     layer = arguments.integer("layer", layer, high=arguments.MAX_NOISE_DEPTH)
-    column_indices = [
-        arguments.integer("columns", c, low=0, high=arguments.MAX_INDEX - 1) for c in columns
-    ]
+    column_indices = arguments.columns(columns)
     block_count = -(-size // 4)
 
     counters = np.zeros((len(column_indices), block_count, 4), dtype=np.uint32)
     counters[:, :, 0] = np.arange(block_count)  # c0 = ⌊i/4⌋
     counters[:, :, 1] = (tag << _TAG_SHIFT) + (layer - 1)
-    counters[:, :, 2] = np.array(column_indices, dtype=np.uint32)[:, None]
+    counters[:, :, 2] = column_indices[:, None]
     key = np.array([seed % _WORD, seed // _WORD], dtype=np.uint32)
 
     # Word i mod 4 of block ⌊i/4⌋ serves neuron i: the blocks of a column, one after another.
@@ -231,17 +228,17 @@ def layer_normal(
     ValueError
         As for :func:`normal`; the last fine layer may be at most 2²⁴.
     """
-    columns = tuple(columns)
+    indices = arguments.columns(columns)
     refinement = arguments.integer("refinement", refinement)
     layer = arguments.integer("layer", layer, high=arguments.MAX_NOISE_DEPTH // refinement)
-    total = np.zeros((len(columns), size))
+    total = np.zeros((len(indices), size))
     for fine_layer in range((layer - 1) * refinement + 1, layer * refinement + 1):
-        total += normal(seed, stream, size, layer=fine_layer, columns=columns, dtype="float64")
+        total += normal(seed, stream, size, layer=fine_layer, columns=indices, dtype="float64")
     return (total / math.sqrt(refinement)).astype(arguments.dtype_name(dtype))
 
 
 def _uint32_array(name: str, value: ArrayLike, *, columns: int) -> NDArray[np.uint32]:
-    array = np.asarray(value)
+    array = arguments.as_array(name, value)
     if array.ndim != 2 or array.shape[1] != columns or array.dtype != np.uint32:
         raise ValueError(
             f"{name} must be rows of {columns} uint32 words, got {arguments.describe(array)}"

@@ -73,12 +73,16 @@ def train(
     DivergenceError
         If features, adjoints or outputs stop being finite.
     """
+    arguments.instance("net", net, ResNet)
+    arguments.instance("sgd", sgd, SGD)
+    if weights is not None:
+        arguments.instance("weights", weights, Weights)
     dtype = arguments.dtype_name(dtype)
     record = arguments.subset("record", record, observables.OBSERVABLES)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), dtype)
     targets = _targets(net, sgd, y, samples=len(inputs))
     rows = _batch_indices(batches, samples=len(inputs))
-    ensemble = not isinstance(seed, (int, np.integer))
+    ensemble = isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
     seeds = tuple(arguments.seed("seed", s) for s in (seed if ensemble else [seed]))  # type: ignore[union-attr]
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ValueError(f"seed must be one or more distinct integers, got {seeds}")
@@ -212,22 +216,25 @@ def _array(value: Array | MinEigenvalues) -> Array:
 
 def _targets(net: ResNet, sgd: SGD, y: ArrayLike, samples: int) -> NDArray[Any]:
     if sgd.loss == "mse":
-        if net.outputs == 1 and np.ndim(y) == 1:
-            y = np.asarray(y)[:, None]
-        return arguments.finite_array("y", y, (samples, net.outputs), "float64")
+        targets = arguments.as_array("y", y)
+        if net.outputs == 1 and targets.ndim == 1:
+            targets = targets[:, None]
+        return arguments.finite_array("y", targets, (samples, net.outputs), "float64")
     if net.outputs < 2:
         raise ValueError(f"outputs must be at least 2 for cross_entropy, got {net.outputs}")
     return _indices("y", y, (samples,), net.outputs)
 
 
 def _batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
-    if np.ndim(batches) != 2 or 0 in np.shape(batches):
-        raise ValueError(f"batches must have shape (updates, batch), got {np.shape(batches)}")
-    return _indices("batches", batches, np.shape(batches), samples)
+    array = arguments.as_array("batches", batches)
+    arguments.check_shape("batches", array, ("updates", "batch"))
+    if array.size == 0:
+        raise ValueError(f"batches must hold at least one update, got shape {array.shape}")
+    return _indices("batches", array, array.shape, samples)
 
 
 def _indices(name: str, value: ArrayLike, shape: tuple[int, ...], bound: int) -> NDArray[np.int64]:
-    array = np.asarray(value)
+    array = arguments.as_array(name, value)
     if array.dtype.kind not in "iu" or array.shape != shape:
         raise ValueError(
             f"{name} must be integers of shape {shape}, got {arguments.describe(array)}"
@@ -245,7 +252,7 @@ def _checked_weights(net: ResNet, weights: Weights, backward: str, dtype: str) -
         expected["backward_hidden"] = square
     for name, shape in expected.items():
         array = getattr(weights, name)
-        if array is None or array.shape != shape or array.dtype != dtype:
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
             raise ValueError(
                 f"weights.{name} must be a {dtype} array of shape {shape}, "
                 f"got {arguments.describe(array)}"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import nfd_fast
-from nfd_fast import arguments
+from nfd_fast import arguments, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
 from nfd_fast.model import BACKWARDS, PARAMETERIZATIONS, SGD, TRAINABLE, ResNet
+from nfd_fast.train import ENGINES, MAX_REPLICAS
 
 TITLES = {"mlp": "MLP (no skip)", "mup": "μP ResNet", "depth_mup": "depth-μP ResNet"}
 """How tables and figures name the parameterizations."""
@@ -57,6 +58,13 @@ class _Training:
     replicas: int = _choice(48, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
     seed: int = _choice(0, "seed of the first replica's weights", int)
     data_seed: int = _choice(0, "seed of the order of samples, the same for all replicas", int)
+    engine: str = _choice(
+        "auto",
+        "how it is computed: dense stores the weights, conditional never forms them and suits wide "
+        "networks, auto takes what is cheaper",
+        str,
+        options=ENGINES,
+    )
     dtype: str = _choice(
         "float32", "floating-point type of the networks", str, options=("float32", "float64")
     )
@@ -73,7 +81,7 @@ class _Training:
                 arguments.option(item.name, value, item.metadata["options"])
         self._set("train", arguments.subset("train", self.train, TRAINABLE))  # one order, one key
         for name in ("width", "batch", "updates", "replicas"):
-            high = arguments.MAX_INDEX
+            high = MAX_REPLICAS if name == "replicas" else arguments.MAX_INDEX
             self._set(name, arguments.integer(name, getattr(self, name), high=high))
         self._set("horizon", arguments.real("horizon", self.horizon, positive=True))
         rate = arguments.real("learning_rate", self.learning_rate, positive=False)
@@ -108,8 +116,11 @@ class _Training:
         return SGD(self.learning_rate, self.loss, self.train)
 
     def check(self, dataset: DataSet) -> None:
-        """Raise ValueError if a choice does not fit the data set."""
+        """Raise ValueError if a choice does not fit the data set, MemoryError if it's too much."""
         arguments.integer("batch", self.batch, high=dataset.samples)
+        # Outputs, losses and the seed of each replica; what its network takes comes on top.
+        entries = (self.updates + 1) * (self.batch * dataset.classes + 1) + 16
+        memory.require(8.0 * self.replicas * entries, "take fewer replicas or updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +207,12 @@ class StudyConfig(_Training):
         high = arguments.MAX_NOISE_DEPTH
         depths = sorted(arguments.integer("depths", depth, high=high) for depth in self.depths)
         self._set("depths", tuple(depths))
-        # A short study is averaged over all it has.
-        for name in ("window", "smooth"):
+        # A short study is averaged over all it has, but its curves keep some length.
+        for name, most in (("window", self.updates), ("smooth", max(self.updates // 4, 1))):
             value = arguments.integer(name, getattr(self, name))
-            self._set(name, min(value, self.updates))
-        if not isinstance(self.output, (str, Path)) or not str(self.output):
+            self._set(name, min(value, most))
+        output = str(self.output) if isinstance(self.output, (str, Path)) else ""
+        if not output or "\0" in output:
             raise ValueError(
                 f"output must be a path of a folder, got {arguments.describe(self.output)}"
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import mean_intervals
-from nfd_fast.study import atomic
 from nfd_fast.study.grid import TITLES
-from nfd_fast.study.report import CONFIDENCE, Row
+from nfd_fast.study.report import CONFIDENCE, Row, counted
 from nfd_fast.study.runner import StudyResult
 
 if TYPE_CHECKING:
@@ -46,25 +45,31 @@ def figure(result: StudyResult, table: Sequence[Row]) -> Figure:
 
     config = result.config
     columns = len(config.parameterizations)
-    drawing = Figure(figsize=(1.0 + 3.5 * columns, 7.2), layout="constrained")
+    width = max(1.0 + 3.5 * columns, 8.0)  # inches; room for the legend and the caption
+    drawing = Figure(figsize=(width, 7.2), layout="constrained")
     axes = drawing.subplots(2, columns, squeeze=False, height_ratios=[1.75, 1])
     colours = _depth_colours(len(config.depths))
     for panel, below, name in zip(*axes, config.parameterizations, strict=True):
         for depth, colour in zip(config.depths, colours, strict=True):
             _draw_curves(panel, result, name, depth, colour)
         panel.set_title(TITLES[name])
+        rows = [row for row in table if row.parameterization == name]
         _scale_loss_axis(panel)
         panel.set_xlim(0, config.updates)
         panel.set_xlabel("SGD updates")
-        _draw_gaps(below, config.depths, colours, [r for r in table if r.parameterization == name])
+        _draw_gaps(below, config.depths, colours, rows)
+        if not any(row.pairs for row in rows):
+            for empty in (panel, below):
+                _say(empty, "all pairs diverged")
     axes[0, 0].set_ylabel(f"training loss ({config.loss.replace('_', '-')})")
-    axes[1, 0].set_ylabel(f"relative gap in training loss,\nlast {config.window} updates")
+    last = "last update" if config.window == 1 else f"last {config.window} updates"
+    axes[1, 0].set_ylabel(f"relative gap in training loss,\n{last}")
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(True, which="major", color="0.9", linewidth=0.6)
         panel.set_axisbelow(True)
-    _add_legend(drawing, config.depths, colours)
-    drawing.supxlabel(_caption(result), fontsize=8.5, color="0.3")
+    _add_legend(drawing, config.depths, colours, columns=int(width / 1.45))
+    drawing.supxlabel(_caption(result, table, int(16 * width)), fontsize=8.5, color="0.3")
     return drawing
 
 
@@ -91,11 +96,18 @@ def _draw_curves(
         smooth = running_mean(losses, window)
         updates = np.arange(smooth.shape[1]) + (window - 1) / 2  # middle of each window
         mean, low, high = mean_intervals(smooth, CONFIDENCE)
-        panel.plot(updates, mean, _STYLES[backward], color=colour, linewidth=1.2)
+        (line,) = panel.plot(updates, mean, _STYLES[backward], color=colour, linewidth=1.2)
+        if mean.size == 1:  # no line to see
+            line.set(marker="o", clip_on=False)
         if len(losses) > 1:
             # A lower bound at or below zero has no place on a logarithmic axis.
             floor = np.maximum(low, mean / 100)
             panel.fill_between(updates, floor, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _say(panel: Axes, words: str) -> None:
+    """Write into the middle of an empty panel."""
+    panel.text(0.5, 0.6, words, transform=panel.transAxes, ha="center", va="center", color="0.3")
 
 
 def _scale_loss_axis(panel: Axes) -> None:
@@ -158,7 +170,9 @@ def _draw_gaps(
     panel.set_xlabel("depth L")
 
 
-def _add_legend(drawing: Figure, depths: Sequence[int], colours: Sequence[Any]) -> None:
+def _add_legend(
+    drawing: Figure, depths: Sequence[int], colours: Sequence[Any], columns: int
+) -> None:
     from matplotlib.lines import Line2D
 
     words = {"reused": "reused weights", "decoupled": "decoupled weights"}
@@ -173,40 +187,43 @@ def _add_legend(drawing: Figure, depths: Sequence[int], colours: Sequence[Any]) 
     drawing.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=len(handles),
+        ncols=min(len(handles), columns),
         frameon=False,
         handlelength=2.6,
     )
 
 
-def _caption(result: StudyResult) -> str:
+def _caption(result: StudyResult, table: Sequence[Row], width: int) -> str:
+    """Say what is drawn, in lines of at most ``width`` characters."""
     config = result.config
-    return (
+    choices = (
         f"{result.dataset.title}: width {config.width}, {config.activation}, "
         f"learning rate {config.learning_rate:g}, batch {config.batch}, "
-        f"{config.replicas} replicas, horizon {config.horizon:g}.\n"
-        f"Curves: running mean over {config.smooth} updates. Gap: decoupled / reused − 1. "
+        f"{counted(config.replicas, 'replica')}, horizon {config.horizon:g}."
+    )
+    lost = sum(config.replicas - row.pairs for row in table)
+    if lost:
+        choices += f" {counted(lost, 'pair')} diverged, left out."
+    meaning = (
+        f"Curves: running mean over {counted(config.smooth, 'update')}. "
+        "Gap: decoupled / reused − 1. "
         f"Bands and bars: {CONFIDENCE:.0%} confidence intervals over replicas. "
         "Each panel has its own scale."
     )
+    return "\n".join(textwrap.fill(part, width) for part in (choices, meaning))
 
 
-def write(result: StudyResult, table: Sequence[Row]) -> list[Path]:
-    """Write ``loss_curves.png`` and ``.svg`` to the output folder; return their paths.
+def files(result: StudyResult, table: Sequence[Row]) -> dict[str, bytes]:
+    """Return the content of ``loss_curves.png`` and ``loss_curves.svg``.
 
     The same result gives the same bytes: no dates, no random identifiers.
     """
     import matplotlib
 
-    paths = []
     with matplotlib.rc_context(rc={**matplotlib.rcParamsDefault, "svg.hashsalt": "nfd_fast"}):
         drawing = figure(result, table)
         png, svg = io.BytesIO(), io.BytesIO()
         # Each format picks its own canvas: no pyplot, no display, no global state.
         drawing.savefig(png, format="png", dpi=160, metadata={"Software": None})
         drawing.savefig(svg, format="svg", metadata={"Date": None})
-    for end, content in (("png", png), ("svg", svg)):
-        path = result.config.output / f"loss_curves.{end}"
-        atomic.write(path, content.getvalue())
-        paths.append(path)
-    return paths
+    return {"loss_curves.png": png.getvalue(), "loss_curves.svg": svg.getvalue()}

@@ -92,7 +92,6 @@ class Bar(Meter):
 
     def cell(self, cell: Cell) -> Callback | bool:
         """Name the cell; the bar moves as it is told."""
-        """Name the cell; the bar moves as it is told."""
         self._progress.update(self._task, description=_title(cell))
 
         def move(done: int, total: int) -> None:

@@ -7,10 +7,8 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from nfd_fast.statistics import Interval, mean_interval, relative_gap_interval
-from nfd_fast.study import atomic
 from nfd_fast.study.grid import TITLES
 from nfd_fast.study.runner import StudyResult
 
@@ -64,10 +62,11 @@ def text(result: StudyResult, table: Sequence[Row]) -> str:
     """Lay the table out as plain text, with what it means for each parameterization."""
     config = result.config
     first, last = config.updates - config.window + 1, config.updates
+    span = f"updates {first} to {last}" if first < last else f"update {last}"
     lines = [
         f"Training loss ({config.loss}) on {result.dataset.title}",
-        f"Mean of updates {first} to {last}, with {CONFIDENCE:.0%} confidence intervals over "
-        f"{config.replicas} replicas; gap = decoupled / reused - 1",
+        f"Mean of {span}, with {CONFIDENCE:.0%} confidence intervals over "
+        f"{counted(config.replicas, 'replica')}; gap = decoupled / reused - 1",
         caption(result),
         "",
     ]
@@ -109,8 +108,8 @@ def caption(result: StudyResult) -> str:
         f"horizon {config.horizon:g}",
         f"learning rate {config.learning_rate:g}",
         f"batch {config.batch}",
-        f"{config.updates} updates",
-        f"{config.replicas} replicas",
+        counted(config.updates, "update"),
+        counted(config.replicas, "replica"),
         f"{config.dtype}",
     ]
     return ", ".join(words)
@@ -189,9 +188,14 @@ def csv_text(table: Sequence[Row]) -> str:
 _ENDS = ("", "_low", "_high")
 
 
-def write(result: StudyResult, table: Sequence[Row]) -> list[Path]:
-    """Write ``table.txt`` and ``table.csv`` to the output folder; return their paths."""
-    paths = [result.config.output / "table.txt", result.config.output / "table.csv"]
-    atomic.write(paths[0], text(result, table).encode())
-    atomic.write(paths[1], csv_text(table).encode())
-    return paths
+def files(result: StudyResult, table: Sequence[Row]) -> dict[str, bytes]:
+    """Return the content of ``table.txt`` and ``table.csv``."""
+    return {
+        "table.txt": text(result, table).encode(),
+        "table.csv": csv_text(table).encode(),
+    }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nfd_fast.results import Run
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.grid import Cell, StudyConfig
 from nfd_fast.study.progress import Callback, Meter, choose_meter
-from nfd_fast.study.store import Store
+from nfd_fast.study.store import Record, Store
 
 Array = NDArray[np.float64]
 
@@ -37,6 +38,21 @@ class StudyInterrupted(KeyboardInterrupt):
             f"interrupted: {self.stored} of {self.total} cells are stored in {self.path}; "
             "run the same command again to continue"
         )
+
+
+@contextmanager
+def saying_what_is_stored(config: StudyConfig) -> Iterator[None]:
+    """Turn Ctrl-C into :class:`StudyInterrupted` as soon as there is a store."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        try:
+            with Store(config.store, read_only=True) as store:
+                cells = config.cells()
+                stored = len(cells) - len(store.missing(cell.key for cell in cells))
+        except (OSError, ValueError):  # none yet, or none that can be read
+            raise KeyboardInterrupt from None
+        raise StudyInterrupted(stored, len(cells), config.store) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +150,9 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
     Raises
     ------
     ValueError
-        If a choice does not fit the data, or the store is not one; before any work.
+        If a choice does not fit the data, or the store is not one or damaged; before any work.
+    MemoryError
+        If the estimate exceeds the available memory; finished cells are stored.
     MissingExtraError
         If a dependency is missing; before any work.
     OutputError
@@ -149,6 +167,11 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
     A cell with replicas that diverged is a result like any other: their rows are NaN, and the
     others are complete.
     """
+    with saying_what_is_stored(config):
+        return _run(config, progress)
+
+
+def _run(config: StudyConfig, progress: bool) -> StudyResult:
     dataset = data.load(config.data)
     config.check(dataset)
     cells = config.cells()
@@ -158,25 +181,32 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
     with Store(config.store) as store:
         wanted = set(store.missing(cell.key for cell in cells))
         missing = [cell for cell in cells if cell.key in wanted]
-        done = len(cells) - len(missing)
-        try:
-            with meter:
-                meter.begin(len(cells), missing)
-                for cell in missing:
-                    start = time.perf_counter()
-                    losses = cell_losses(cell, dataset, batches, meter.cell(cell))
-                    seconds = time.perf_counter() - start
-                    store.put(cell.key, cell.description, {"losses": losses}, seconds)
-                    done += 1
-                    meter.finish(cell, done, seconds)
-        except KeyboardInterrupt:
-            # Ask the store: the interrupt may have come between the commit and the count.
-            stored = len(cells) - len(store.missing(cell.key for cell in cells))
-            raise StudyInterrupted(stored, len(cells), store.path) from None
-        records = [store.get(cell.key) for cell in cells]
+        # Read first: a damaged store is found before any work.
+        records = {cell: _stored(store, cell) for cell in cells if cell.key not in wanted}
+        with meter:
+            meter.begin(len(cells), missing)
+            for cell in missing:
+                start = time.perf_counter()
+                losses = cell_losses(cell, dataset, batches, meter.cell(cell))
+                record = Record({"losses": losses}, time.perf_counter() - start)
+                store.put(cell.key, cell.description, record.arrays, record.seconds)
+                records[cell] = record
+                meter.finish(cell, len(records), record.seconds)
     all_losses = {
-        (cell.parameterization, cell.depth, cell.backward): record.arrays["losses"]
-        for cell, record in zip(cells, records, strict=True)
+        (cell.parameterization, cell.depth, cell.backward): records[cell].arrays["losses"]
+        for cell in cells
     }
-    seconds = sum(record.seconds for record in records)
+    seconds = sum(record.seconds for record in records.values())
     return StudyResult(config, all_losses, dataset, len(missing), seconds)
+
+
+def _stored(store: Store, cell: Cell) -> Record:
+    """Return a finished cell, or raise StoreError if it holds what no training can give."""
+    record = store.get(cell.key)
+    losses = record.arrays.get("losses")
+    if losses is None or losses.shape != (cell.replicas, cell.updates + 1):
+        raise store.damaged(cell.key)
+    diverged = np.isnan(losses)  # once, and for good
+    if not (diverged | (losses >= 0)).all() or (diverged[:, :-1] & ~diverged[:, 1:]).any():
+        raise store.damaged(cell.key)
+    return record

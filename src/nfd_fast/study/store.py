@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,7 @@ _SCHEMA = (
 
 
 class StoreError(ValueError):
-    """A file is not a store that this version can use."""
+    """A file is not a store that this version can use, or no longer a whole one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,8 @@ class Store:
     Raises
     ------
     StoreError
-        If the file is not an SQLite database, is one of another program, or has another schema
-        version. It is left as it was.
+        If the file is not an SQLite database, is one of another program, has another schema
+        version, or is damaged. It is left as it was. Reading may find damage later too.
     OSError
         If the file cannot be opened or created.
     """
@@ -113,12 +114,18 @@ class Store:
                 f"store must be a study store of nfd_fast, got {self.path}, an SQLite database of "
                 "another program"
             )
-        version = self._pragma("user_version")
+        with self._reading():
+            version = self._pragma("user_version")
+            sound = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+            master = self._connection.execute("SELECT name FROM sqlite_master")
+            whole = sound and {"cells", "arrays"} <= {row[0] for row in master}
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"store must have schema version {SCHEMA_VERSION}, got {self.path} with version "
                 f"{version}; use the version of nfd_fast that made it, or another file"
             )
+        if not whole:
+            raise self.damaged()
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
 
@@ -139,9 +146,29 @@ class Store:
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
 
+    def damaged(self, key: str = "") -> StoreError:
+        """Return the error that says so, of one cell or of the whole file."""
+        where = f" (cell {key[:12]})" if key else ""
+        return StoreError(
+            f"store {self.path} is damaged{where}; move it away and run the same command again"
+        )
+
+    @contextmanager
+    def _reading(self, key: str = "") -> Iterator[None]:
+        """Turn what SQLite and NumPy say of a damaged file into words."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if str(error).startswith("no such"):  # table or column
+                raise self.damaged(key) from None
+            raise OSError(f"cannot read the store {self.path}: {error}") from None
+        except (sqlite3.DatabaseError, TypeError, ValueError):
+            raise self.damaged(key) from None
+
     def finished(self) -> frozenset[str]:
         """Keys of all finished cells."""
-        return frozenset(row[0] for row in self._connection.execute("SELECT key FROM cells"))
+        with self._reading():
+            return frozenset(row[0] for row in self._connection.execute("SELECT key FROM cells"))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of ``keys`` that have no finished cell yet, in the same order."""
@@ -174,23 +201,25 @@ class Store:
 
     def get(self, key: str) -> Record:
         """Return a finished cell; KeyError if there is none."""
-        cell = self._connection.execute("SELECT seconds FROM cells WHERE key = ?", (key,))
-        row = cell.fetchone()
-        if row is None:
-            raise KeyError(key)
-        arrays = self._connection.execute(
-            "SELECT name, shape, data FROM arrays WHERE cell = ?", (key,)
-        )
-        return Record({name: _decode(shape, data) for name, shape, data in arrays}, float(row[0]))
+        with self._reading(key):
+            seconds = float(self._cell("seconds", key))
+            arrays = self._connection.execute(
+                "SELECT name, shape, data FROM arrays WHERE cell = ?", (key,)
+            )
+            return Record({name: _decode(shape, data) for name, shape, data in arrays}, seconds)
 
     def description(self, key: str) -> dict[str, Any]:
         """Return every choice behind a finished cell; KeyError if there is none."""
-        cell = self._connection.execute("SELECT description FROM cells WHERE key = ?", (key,))
-        row = cell.fetchone()
+        with self._reading(key):
+            description: dict[str, Any] = json.loads(self._cell("description", key))
+        return description
+
+    def _cell(self, column: str, key: str) -> Any:
+        found = self._connection.execute(f"SELECT {column} FROM cells WHERE key = ?", (key,))
+        row = found.fetchone()
         if row is None:
             raise KeyError(key)
-        description: dict[str, Any] = json.loads(row[0])
-        return description
+        return row[0]
 
     def close(self) -> None:
         """Close the file."""
