@@ -26,6 +26,7 @@
 // layer. The small algebra in between is repeated by every thread, which costs less than a second
 // barrier. A float64 run may add one sweep for a nearly dependent block (see kRefine).
 
+#include <limits>
 #include <stdexcept>
 
 #include "cpu/replica.hpp"
@@ -98,7 +99,16 @@ struct ConditionalHidden {
     double* tile_wide;    // (members, 2, B, tile)
     double* combined;     // (members, slot + measure)
 
-    static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena) {
+    // A barrier takes as long as some hundred neurons, and far longer on a busy machine: a member
+    // should have a few thousand numbers to work on between two of them.
+    static int most_members(const Problem<T>& p) {
+        constexpr std::int64_t least = 2048;
+        const std::int64_t members = p.stack.layer_size() / least;
+        return static_cast<int>(
+            std::clamp<std::int64_t>(members, 1, std::numeric_limits<int>::max()));
+    }
+
+    static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena, int team_members) {
         ConditionalHidden h{};
         const LayerStack& s = p.stack;
         const std::int64_t width = s.width, batch = s.batch;
@@ -133,14 +143,14 @@ struct ConditionalHidden {
         arena.take(h.sums, 2 * chunk_count * static_cast<double>(h.slot_size));
         arena.take(h.measured, 2 * chunk_count * static_cast<double>(h.measure_size));
         arena.take(h.column_sums, rows);
-        const double members = team_size(p);
+        const double members = team_members;
         const double tile = rows * static_cast<double>(h.tile_width);
         arena.take(h.tile_x, members * tile);
         arena.take(h.tile_increment, members * tile);
         arena.take(h.tile_wide, members * 2 * tile);
         arena.take(h.combined, members * static_cast<double>(h.slot_size + h.measure_size));
         arena.take(h.steps, members);
-        for (int member = 0; member < team_size(p); ++member) {
+        for (int member = 0; member < team_members; ++member) {
             Step<T> step{};
             arena.take(step.pivot, rows);
             for (double** array : {&step.b, &step.c, &step.s, &step.z, &step.seen, &step.k,

@@ -1,5 +1,7 @@
 // The dense engine: weight matrices are stored (DESIGN 1).
 
+#include <limits>
+
 #include "cpu/replica.hpp"
 
 namespace nfd_fast {
@@ -14,7 +16,13 @@ struct DenseHidden {
     T* activations;      // (2, B, n)
     T* tiles;            // (members, 2, B, tile)
 
-    static DenseHidden lay_out(const Problem<T>& p, Arena& arena) {
+    // One without a tile of its own would only wait at barriers.
+    static int most_members(const Problem<T>& p) {
+        const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
+        return static_cast<int>(std::min<std::int64_t>(tiles, std::numeric_limits<int>::max()));
+    }
+
+    static DenseHidden lay_out(const Problem<T>& p, Arena& arena, int members) {
         DenseHidden h{};
         const double n = static_cast<double>(p.stack.width);
         const double batch = static_cast<double>(p.stack.batch);
@@ -25,7 +33,7 @@ struct DenseHidden {
                          count);
         }
         arena.take(h.activations, 2 * batch * n);
-        arena.take(h.tiles, team_size(p) * 2 * batch * static_cast<double>(p.stack.tile()));
+        arena.take(h.tiles, members * 2 * batch * static_cast<double>(p.stack.tile()));
         return h;
     }
 

@@ -1,7 +1,6 @@
 // A training problem as the engines see it: plain sizes, switches and pointers (DESIGN 1, 5).
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 
@@ -87,13 +86,6 @@ struct Problem {
     Records records;
     Divergence* divergences;  // (replicas,)
 };
-
-// Members of the team that works on one replica. One without a tile of its own would only wait.
-template <class T>
-int team_size(const Problem<T>& p) {
-    const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
-    return p.replicas_in_parallel ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, tiles));
-}
 
 // The two engines. Each trains all replicas, with the same bits for any number of threads and
 // either way to use them; throws std::bad_alloc before any work; afterwards only the monitor stops

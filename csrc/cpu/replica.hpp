@@ -2,7 +2,8 @@
 // brings the hidden layers.
 //
 // `Hidden<T>` provides
-//     static Hidden lay_out(problem, arena)     its arrays, cut from the arena
+//     static int most_members(problem)          threads that one replica keeps busy
+//     static Hidden lay_out(problem, arena, members)     its arrays, cut from the arena
 //     void initialize(replica, team)
 //     void clear(problem), void transfer(problem, stream)               its state, see state.hpp
 //     void forward(replica, k, features, bad, monitor, team)            features 1 ... L
@@ -59,6 +60,12 @@ struct Gradient {
     double step;                   // eta beta m; 0 if the hidden weights don't move
 };
 
+// Members of the team that works on one replica.
+template <class T, template <class> class Hidden>
+int team_size(const Problem<T>& p) {
+    return p.replicas_in_parallel ? 1 : std::min(p.threads, Hidden<T>::most_members(p));
+}
+
 // All memory of one replica in flight.
 template <class T, template <class> class Hidden>
 struct Workspace {
@@ -113,8 +120,8 @@ double lay_out(const Problem<T>& p, unsigned char* base, Workspace<T, Hidden>& w
     arena.take(w.outputs, batch * outputs);
     arena.take(w.chi, batch * outputs);
     arena.take(w.sample_weights, batch);
-    arena.take(w.gram, team_size(p) * static_cast<double>(gram_scratch(p.stack.batch)));
-    w.hidden = Hidden<T>::lay_out(p, arena);
+    arena.take(w.gram, team_size<T, Hidden>(p) * static_cast<double>(gram_scratch(p.stack.batch)));
+    w.hidden = Hidden<T>::lay_out(p, arena, team_size<T, Hidden>(p));
     return arena.used();
 }
 
@@ -429,7 +436,7 @@ void train_replicas(const Problem<T>& problem, Monitor& monitor, StateStream* re
     if (!problem.replicas_in_parallel) {
         for (std::int64_t r = 0; r < problem.replicas && !monitor.stopped(); ++r) {
             Replica<T, Hidden> replica(problem, workspace[0], monitor);
-            run_team(team_size(problem), [&](Team team) { replica.train(r, team); });
+            run_team(team_size<T, Hidden>(problem), [&](Team team) { replica.train(r, team); });
         }
         if (keep && !monitor.stopped()) {
             auto state = std::make_unique<KeptState<T, Hidden>>();

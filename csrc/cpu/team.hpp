@@ -4,9 +4,45 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <optional>
+#include <thread>
 
 namespace nfd_fast {
+
+// Waits by spinning for about the length of a layer and then gives its processor away: where other
+// programs run too, members that only spin keep the late one from being scheduled.
+class Barrier {
+  public:
+    explicit Barrier(int size) : size_(size) {}
+
+    void wait() {
+        const unsigned phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+            if (spins > kSpins) {
+                std::this_thread::yield();
+            } else {
+#if defined(__x86_64__) && defined(__GNUC__)
+                __builtin_ia32_pause();
+#endif
+            }
+        }
+    }
+
+  private:
+    static constexpr int kSpins = 4096;
+
+    const int size_;
+    // Apart, so that arriving does not disturb those who watch the phase.
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<unsigned> phase_{0};
+};
 
 // The place of the calling thread in its team. Every member calls the same functions in the same
 // order; work is dealt by tile, and sync() waits for all.
@@ -14,11 +50,10 @@ struct Team {
     int rank = 0;
     int size = 1;
     bool polls = true;  // whether this member is the thread that started it all: only that may poll
+    Barrier* barrier = nullptr;  // of a team of several
 
     void sync() const {
-        if (size > 1) {
-#pragma omp barrier
-        }
+        if (size > 1) barrier->wait();
     }
 
     // Calls f(first, count) for this member's share of the tiles of [0, total). Tiles depend on
@@ -31,15 +66,21 @@ struct Team {
     }
 };
 
-// Runs f(team) on `threads` threads. The calling thread is rank 0. `f` must not throw.
+// Runs f(team) on up to `threads` threads. The calling thread is rank 0. `f` must not throw.
 template <class F>
 void run_team(int threads, F f) {
     if (threads <= 1) {
         f(Team{});
         return;
     }
+    std::optional<Barrier> barrier;  // made when the size is known: OpenMP may give fewer threads
 #pragma omp parallel num_threads(threads)
-    f(Team{omp_get_thread_num(), omp_get_num_threads(), omp_get_thread_num() == 0});
+    {
+#pragma omp single
+        barrier.emplace(omp_get_num_threads());
+        const int rank = omp_get_thread_num();
+        f(Team{rank, omp_get_num_threads(), rank == 0, &*barrier});
+    }
 }
 
 }  // namespace nfd_fast
