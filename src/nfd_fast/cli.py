@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 import nfd_fast
+from nfd_fast import memory
+from nfd_fast.data import DataSet
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import Intervals
@@ -235,6 +237,7 @@ def _train(options: argparse.Namespace) -> None:
     dataset = data.load(cell.data)
     cell.check(dataset)
     batches = data.minibatches(dataset.samples, cell.batch, cell.updates, seed=cell.data_seed)
+    _announce(cell, dataset)
     start = time.perf_counter()
     failure = None
     try:
@@ -268,6 +271,25 @@ def _train(options: argparse.Namespace) -> None:
             _print_losses(losses, cell.updates)
     if failure:
         raise failure
+
+
+def _announce(cell: Cell, dataset: DataSet) -> None:
+    """Say how much memory a large run will take; one that is too large is refused in words."""
+    engine, needed = nfd_fast.estimate_memory(
+        cell.net(dataset),
+        cell.sgd,
+        updates=cell.updates,
+        batch=cell.batch,
+        replicas=cell.replicas,
+        backward=cell.backward,
+        engine=cell.engine,
+        dtype=cell.dtype,
+        threads=cell.threads,
+        record=(),
+    )
+    available = memory.available_bytes()
+    if needed >= 2**30 and (available is None or needed <= available):
+        print(f"{engine} engine, about {needed / 2**30:.3g} GiB of memory", file=sys.stderr)
 
 
 def _print_losses(losses: Intervals, updates: int) -> None:

@@ -37,7 +37,7 @@ def train(net: nfd.ResNet, rate: float, updates: int, replicas: int, **options: 
     )
 
 
-# Second order in η: ηχ times numbers of order one, relative. Rounding: eps averaged over neurons and
+# Second order in η: ηχ times numbers of order one, relative. Rounding: eps averaged over neurons,
 # divided by η. Both stay below a fifth of the standard error of the mean, asserted at > 1e-3.
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_forward_couplings(depth: int, horizon: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("depth", "horizon"), HORIZONS[:3])
+@pytest.mark.parametrize(("depth", "horizon"), [(8, 1.0), (6, 2.0)])
 def test_backward_couplings(depth: int, horizon: float, dtype: str) -> None:
     """The mirror image, in the pass after one update.
 

@@ -353,6 +353,27 @@ def test_too_much_is_refused_with_the_estimate_and_the_way_out(call, monkeypatch
     )
 
 
+def test_a_large_run_says_what_memory_it_takes(call, monkeypatch):
+    """Up front, on stderr; the estimate is the one of the network that is trained."""
+    estimates = []
+    estimate = nfd_fast.estimate_memory
+
+    def large(*args, **kwargs):
+        estimates.append(estimate(*args, **kwargs))
+        return nfd_fast.MemoryEstimate(estimates[-1].engine, 3.5 * 2**30)
+
+    assert call("train", *SMALL, "--engine", "conditional")[2] == ""
+    monkeypatch.setattr(nfd_fast, "estimate_memory", large)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**32)
+    code, _, err = call("train", *SMALL, "--engine", "conditional")
+    assert (code, err) == (0, "conditional engine, about 3.5 GiB of memory\n")
+    net = nfd_fast.ResNet(8, 16, 64, 10)
+    sgd = nfd_fast.SGD(0.3, "cross_entropy")
+    assert estimates == [
+        estimate(net, sgd, updates=5, batch=4, replicas=3, engine="conditional", record=())
+    ]
+
+
 def test_interrupt(call, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -453,7 +474,7 @@ def test_streams_that_are_closed_or_full(redirection, code, out, err):
 
 
 def test_too_little_memory_is_said_before_allocating(call):
-    code, out, err = call("train", *SMALL, "--width", "4000000000")
+    code, out, err = call("train", *SMALL, "--width", "2000000000")
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
 

@@ -69,7 +69,7 @@ def figure(result: StudyResult, table: Sequence[Row]) -> Figure:
         panel.grid(True, which="major", color="0.9", linewidth=0.6)
         panel.set_axisbelow(True)
     _add_legend(drawing, config.depths, colours, columns=int(width / 1.45))
-    drawing.supxlabel(_caption(result, table, int(16 * width)), fontsize=8.5, color="0.3")
+    drawing.supxlabel(_caption(result, table, int(15.5 * width)), fontsize=8.5, color="0.3")
     return drawing
 
 

@@ -110,6 +110,7 @@ def train_cell(
         batches=batches,
         seed=cell.seeds,
         backward=cell.backward,
+        engine=cell.engine,
         dtype=cell.dtype,
         threads=cell.threads,
         record=(),

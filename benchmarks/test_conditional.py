@@ -1,0 +1,99 @@
+"""The conditional engine on networks too wide or too deep to store.
+
+Each timed call must repeat the losses of the first one bit for bit; that these have the right law
+is what tests/statistical shows. `extra_info` has the derived figures.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import THREADS
+
+import nfd_fast as nfd
+
+
+def problem(width: int, depth: int, batch: int, updates: int) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(batch * updates, 16)), rng.normal(size=batch * updates)
+    batches = np.arange(batch * updates).reshape(updates, batch)
+    return nfd.ResNet(width=width, depth=depth, inputs=16), x, y, batches
+
+
+def train(setting: tuple[Any, ...], **options: Any) -> nfd.Run:
+    net, x, y, batches = setting
+    return nfd.train(net, nfd.SGD(0.1), x, y, batches=batches, engine="conditional", **options)
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all threads read from memory: a dot product of a large array."""
+    array = np.ones(1 << 28, np.float32)
+    best = np.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        assert np.dot(array, array) > 0
+        best = min(best, time.perf_counter() - start)
+    return float(array.nbytes / best)
+
+
+def traffic(width: int, depth: int, batch: int, updates: int) -> float:
+    """Least bytes a run moves, 4 (5M + 7B) per neuron, layer and pass, M columns per basis."""
+    forward = [min(k + 1, updates) * batch for k in range(updates + 1)]
+    backward = [(k + 1) * batch for k in range(updates)]
+    return sum(4.0 * (5 * m + 7 * batch) for m in forward + backward) * width * depth
+
+
+REACH = {
+    "n=4096 L=64 B=4 K=4": (4096, 64, 4, 4),
+    "n=1000 L=100000 B=1 K=2": (1000, 100_000, 1, 2),
+    "n=1000000 L=16 B=4 K=3": (1_000_000, 16, 4, 3),
+    "n=1000000 L=16 B=4 K=4": (1_000_000, 16, 4, 4),
+}
+
+
+@pytest.mark.parametrize("case", REACH)
+def test_reach(benchmark: Any, case: str) -> None:
+    benchmark.group = f"conditional training, {THREADS} threads"
+    setting = problem(*REACH[case])
+    start = time.perf_counter()
+    first = train(setting)
+    benchmark.extra_info["first_call_seconds"] = time.perf_counter() - start
+    again = benchmark.pedantic(lambda: train(setting), rounds=3, warmup_rounds=1)
+    assert np.array_equal(again.losses, first.losses)
+    assert (first.losses[:-1] < 10).all()
+    bandwidth = read_bandwidth()
+    share = traffic(*REACH[case]) / benchmark.stats["median"] / bandwidth
+    benchmark.extra_info["read_bandwidth_gb_per_s"] = bandwidth / 1e9
+    benchmark.extra_info["share_of_read_bandwidth"] = share
+    print(f"\n{case}: {benchmark.stats['median']:.3g} s, {share:.0%} of {bandwidth / 1e9:.1f} GB/s")
+
+
+GROWTH = {
+    "width": [(n, 8, 4, 3) for n in (4096, 16384, 65536, 262144, 409600)],
+    "depth": [(4096, depth, 4, 3) for depth in (16, 64, 256, 1024, 1600)],
+}
+
+
+@pytest.mark.parametrize("size", GROWTH)
+def test_growth(benchmark: Any, size: str) -> None:
+    """Log-log slope of the time over two decades."""
+    benchmark.group = "growth of conditional training"
+    medians = []
+    for case in GROWTH[size]:
+        setting = problem(*case)
+        train(setting)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            train(setting)
+            times.append(time.perf_counter() - start)
+        medians.append(np.median(times))
+    sizes = [case[0] if size == "width" else case[1] for case in GROWTH[size]]
+    slope = float(np.polyfit(np.log(sizes), np.log(medians), 1)[0])
+    benchmark.extra_info["slope"] = slope
+    print(f"\ntime against {size}: slope {slope:.3f}, seconds {np.round(medians, 4)}")
+    setting = problem(*GROWTH[size][0])
+    benchmark.pedantic(lambda: train(setting), rounds=3)
