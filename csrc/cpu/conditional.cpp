@@ -21,10 +21,18 @@
 // small upper triangular Gamma. The coefficients that are applied in T are rounded first and their
 // rounded values used in the algebra.
 //
+// Nearly dependent blocks. E is a difference, so that a residual much shorter than its column is
+// badly known from it, and X - U c in T even worse. Such a block is taken apart in rounds: in place
+// of X stands Z with X = U A + Z M, at first Z = X; a column too close to what comes before it (see
+// kClearlyNew) is replaced, by one more sweep, by what is left of it, and measured again. What ends
+// up as a new direction was always measured, never inferred; what is shorter than the tolerance is
+// none.
+//
 // Sweeps and barriers. Per layer and pass each neuron is visited once: the update of a layer and
 // the reductions for the next touch the same neuron, so they share a visit, with one barrier a
 // layer. The small algebra in between is repeated by every thread, which costs less than a second
-// barrier. A float64 run may add one sweep for a nearly dependent block (see kRefine).
+// barrier. A round for a nearly dependent block adds one sweep and two barriers: one before its
+// sums are read, one before their place is used again.
 
 #include <limits>
 #include <stdexcept>
@@ -43,17 +51,27 @@ constexpr std::int64_t kTile = 256;
 // every sum.
 constexpr std::int64_t kMostChunks = 256;
 
+// A new direction must keep this share of its column's square, else the column is measured again.
+// Then the square of what is left is known to some eps/1e-4 = 1e-12 of itself, and the direction is
+// off by the rounding of the column as stored, at most 100 eps of the dtype, which enters the
+// answers through sums over neurons only: less, by the square root of n, than the rounding of n
+// products. 1e-4 is 1 % of the length: columns of different samples keep more, those of one sample
+// whose weights have moved by a small step less.
+constexpr double kClearlyNew = 1e-4;
+
 enum Kind { kFeatures, kAdjoints };
 
 // What a step works out, for one layer and one block, per team member.
 template <class T>
 struct Step {
     std::int64_t p, q, rank;  // earlier columns of this side and of the other, new directions
-    std::int64_t* pivot;      // (B) which columns of X are new directions
-    double *b, *c;            // (p, B) U.X and coefficients
-    double *s, *z;            // (q, B) other images.X and other basis.xi
+    bool refined;             // whether Z differs from X
+    std::int64_t* pivot;      // (B) which columns of Z are new directions
+    double *b, *c;            // (p, B) U.X and the coefficients of Z, at last of X
+    double *s, *z;            // (q, B) other images.Z and other basis.xi
     double *xx, *e;           // (B, B) X.X and the residual Gram
-    double* t;                // (rank, B) factor T
+    double* t;                // (rank, B) factor T of Z, at last of X
+    double *a, *m;            // (p, B), (B, B) X = U A + Z M
     double* seen;             // (q, rank) t = Q.(W u)
     double* k;                // (q, rank)
     double* gram_solved;      // (q, rank) (Q.Q)^-1 t
@@ -68,6 +86,7 @@ struct Step {
     T* other;        // (q, B) beta (k T + D U.X)
     T* noise;        // (B, B) beta T, by noise column
     T* coupling;     // (q, B) beta times the part of W X along the other side
+    T *off_basis, *off_block;  // (p, B), (B, B) what a round takes off Z: basis and earlier columns
 };
 
 template <class T>
@@ -89,6 +108,7 @@ struct ConditionalHidden {
     double* features;  // (L, capacity, B) coefficients of phi(H_{l-1}) in the stored basis
 
     T* noise;             // (B, n) of the layer that comes next
+    T* block;             // (B, n) Z, where it differs from X
     T* accumulated;       // (B, n) sum of the coupling over layers
     double* sums;         // (2, chunks, slot) reductions of this and the next layer
     double* measured;     // (2, chunks, measure) Gram of the new columns of this and the last layer
@@ -138,6 +158,7 @@ struct ConditionalHidden {
         arena.take(h.features, layers * columns * rows);
         const double block = rows * static_cast<double>(width);
         arena.take(h.noise, block);
+        arena.take(h.block, block);
         arena.take(h.accumulated, p.keep_coupling ? block : 0);
         const double chunk_count = static_cast<double>(h.chunks);
         arena.take(h.sums, 2 * chunk_count * static_cast<double>(h.slot_size));
@@ -153,17 +174,21 @@ struct ConditionalHidden {
         for (int member = 0; member < team_members; ++member) {
             Step<T> step{};
             arena.take(step.pivot, rows);
-            for (double** array : {&step.b, &step.c, &step.s, &step.z, &step.seen, &step.k,
+            for (double** array : {&step.a, &step.b, &step.c, &step.s, &step.z, &step.seen, &step.k,
                                    &step.gram_solved, &step.new_cross, &step.other_cross}) {
                 arena.take(*array, columns * rows);
             }
-            for (double** array : {&step.xx, &step.e, &step.t}) arena.take(*array, rows * rows);
+            for (double** array : {&step.xx, &step.e, &step.t, &step.m}) {
+                arena.take(*array, rows * rows);
+            }
             arena.take(step.work, (columns + rows) * rows);
-            for (T** array :
-                 {&step.from_basis, &step.image_shift, &step.images, &step.other, &step.coupling}) {
+            for (T** array : {&step.from_basis, &step.image_shift, &step.images, &step.other,
+                              &step.coupling, &step.off_basis}) {
                 arena.take(*array, columns * rows);
             }
-            for (T** array : {&step.inverse, &step.noise}) arena.take(*array, rows * rows);
+            for (T** array : {&step.inverse, &step.noise, &step.off_block}) {
+                arena.take(*array, rows * rows);
+            }
             if (h.steps) h.steps[member] = step;
         }
         return h;
@@ -360,6 +385,14 @@ struct ConditionalHidden {
             }
         }
 
+        // The block Z in whose columns the new directions are.
+        void load_residual(std::int64_t layer, std::int64_t first, std::int64_t count) const {
+            if (!step.refined) return load_block(layer, first, count);
+            for (std::int64_t b = 0; b < batch; ++b) {
+                std::copy_n(h.block + b * n + first, count, x + b * h.tile_width);
+            }
+        }
+
         void widen(const T* columns, std::int64_t stride, std::int64_t count, double* to) const {
             for (std::int64_t b = 0; b < batch; ++b) {
                 vector.widen(columns + b * stride, count, to + b * h.tile_width);
@@ -428,25 +461,126 @@ struct ConditionalHidden {
             std::copy_n(from.z, step.q * batch, step.z);
             std::copy_n(from.xx, batch * batch, step.xx);
 
-            const std::int64_t p_ = step.p;
-            const Small r = h.square(h.factor[side], layer);
-            std::copy_n(step.b, p_ * batch, step.c);
-            solve_transposed(p_, batch, r, wide_by(step.c, batch));  // R^-T U.X
-            std::copy_n(step.xx, batch * batch, step.e);
-            multiply_small_transposed(batch, batch, p_, -1.0, wide_by(step.c, batch),
-                                      wide_by(step.c, batch), true, wide_by(step.e, batch));
-            solve_upper(p_, batch, r, wide_by(step.c, batch));
+            step.refined = false;
+            std::int64_t settled = project(layer, from);
+            // After a round what is left of the first open column is all of it, so that the next
+            // settles it: two rounds for the block, and one for each column that leans on another.
+            for (std::int64_t round = 0; settled < batch && round < batch + 2; ++round) {
+                settled = refine(index, settled);
+            }
             factorize(layer);
+            if (step.refined) compose();
             round_coefficients(layer);
         }
 
-        // New directions and what is known of their images.
-        void factorize(std::int64_t layer) {
+        // Given the inner products of Z, the coefficients c along the basis and the new directions
+        // T among the columns; returns how many columns, from the first, are settled.
+        std::int64_t project(std::int64_t layer, Slot from) {
+            const std::int64_t p_ = step.p;
+            const Small r = h.square(h.factor[side], layer);
+            const Small c = wide_by(step.c, batch), e = wide_by(step.e, batch);
+            std::copy_n(from.b, p_ * batch, step.c);
+            solve_transposed(p_, batch, r, c);  // R^-T U.Z
+            std::copy_n(from.xx, batch * batch, step.e);
+            multiply_small_transposed(batch, batch, p_, -1.0, c, c, true, e);
+            solve_upper(p_, batch, r, c);
+            const std::int64_t most = std::min(batch, (keep ? h.capacity : n) - p_);
             const double share = p.tolerance * p.tolerance;
-            step.rank = reveal_rank(
-                batch, std::min(batch, (keep ? h.capacity : n) - step.p), wide_by(step.e, batch),
-                [&](std::int64_t j) { return share * step.xx[j * batch + j]; }, step.pivot,
-                wide_by(step.t, batch));
+            return reveal_rank(
+                batch, most, e,
+                [&](std::int64_t j, double left) {
+                    const double whole = from.xx[j * batch + j];
+                    const double least = share * step.xx[j * batch + j];
+                    // Written so that NaN counts as dependent: it is found and reported elsewhere.
+                    if (!(whole > least)) return Novelty::none;
+                    return left > std::max(kClearlyNew * whole, least) ? Novelty::clear
+                                                                       : Novelty::unclear;
+                },
+                step.pivot, wide_by(step.t, batch), step.rank);
+        }
+
+        // Takes off the columns of Z that are not settled what is known to lie along the basis and
+        // along the settled new directions, and measures again.
+        std::int64_t refine(std::int64_t index, std::int64_t settled) {
+            const std::int64_t layer = layer_at(index), p_ = step.p, rank = step.rank;
+            const Small t = wide_by(step.t, batch), m = wide_by(step.m, batch);
+            if (!step.refined) {
+                std::fill_n(step.a, p_ * batch, 0.0);
+                std::fill_n(step.m, batch * batch, 0.0);
+                for (std::int64_t j = 0; j < batch; ++j) m(j, j) = 1;
+            }
+            // Along the settled columns themselves: T_P x = t_j, and c_j less their share of it.
+            std::fill_n(step.off_basis, p_ * batch, T(0));
+            std::fill_n(step.off_block, batch * batch, T(0));
+            double* along = step.work;  // (rank)
+            for (std::int64_t j = settled; j < batch; ++j) {
+                for (std::int64_t i = rank - 1; i >= 0; --i) {
+                    along[i] = t(i, j);
+                    for (std::int64_t l = i + 1; l < rank; ++l) {
+                        along[i] -= t(i, step.pivot[l]) * along[l];
+                    }
+                    along[i] /= t(i, step.pivot[i]);
+                    const T rounded = static_cast<T>(along[i]);
+                    step.off_block[step.pivot[i] * batch + j] = -rounded;
+                    m(step.pivot[i], j) += static_cast<double>(rounded);
+                }
+                for (std::int64_t i = 0; i < p_; ++i) {
+                    double off = step.c[i * batch + j];
+                    for (std::int64_t l = 0; l < rank; ++l) {
+                        off -= step.c[i * batch + step.pivot[l]] * along[l];
+                    }
+                    const T rounded = static_cast<T>(off);
+                    step.off_basis[i * batch + j] = -rounded;
+                    step.a[i * batch + j] += static_cast<double>(rounded);
+                }
+            }
+            team.for_tiles(h.chunks, 1, [&](std::int64_t chunk, std::int64_t) {
+                std::fill_n(sums(index + 1, chunk), slot_used(layer), 0.0);
+                for_tiles_of(chunk, [&](std::int64_t tile, std::int64_t first, std::int64_t count) {
+                    subtract(layer, tile, first, count, slot(sums(index + 1, chunk), layer));
+                });
+            });
+            step.refined = true;
+            team.sync();
+            gather(&Pass::sums, index + 1, slot_used(layer));
+            team.sync();
+            const Slot from = slot(combined, layer);
+            std::copy_n(from.s, step.q * batch, step.s);
+            return project(layer, from);
+        }
+
+        // The sweep of refine().
+        void subtract(std::int64_t layer, std::int64_t tile, std::int64_t first, std::int64_t count,
+                      Slot to) const {
+            const std::int64_t stride = h.tile_width;
+            const T* basis = h.tile_of(h.basis[side], layer, tile);
+            load_residual(layer, first, count);
+            T* block = h.block + first;
+            for (std::int64_t b = 0; b < batch; ++b) {
+                std::copy_n(x + b * stride, count, block + b * n);
+            }
+            vector.combine(basis, stride, step.p, step.off_basis, batch, count, block, n);
+            vector.combine(x, stride, batch, step.off_block, batch, count, block, n);
+            widen(block, n, count, wide);
+            vector.products(basis, stride, step.p, wide, stride, batch, count, to.b);
+            vector.products(block, n, batch, wide, stride, batch, count, to.xx);
+            if (!reused()) return;
+            vector.products(h.tile_of(h.images[other()], layer, tile), stride, step.q, wide, stride,
+                            batch, count, to.s);
+        }
+
+        // Coefficients of X from those of Z: c <- A + c M, T <- T M.
+        void compose() {
+            const std::int64_t p_ = step.p, rank = step.rank;
+            const Small m = wide_by(step.m, batch), work = wide_by(step.work, batch);
+            multiply_small(rank, batch, batch, 1.0, wide_by(step.t, batch), m, false, work);
+            std::copy_n(step.work, rank * batch, step.t);
+            multiply_small(p_, batch, batch, 1.0, wide_by(step.c, batch), m, false, work);
+            for (std::int64_t i = 0; i < p_ * batch; ++i) step.c[i] = step.a[i] + step.work[i];
+        }
+
+        // What is known of the images of the new directions.
+        void factorize(std::int64_t layer) {
             const std::int64_t rank = step.rank;
             // T^-1 at the pivots, in step.e, which has served.
             const Small inverse = wide_by(step.e, batch);
@@ -595,7 +729,7 @@ struct ConditionalHidden {
             const T* other_basis = h.tile_of(h.basis[other()], layer, tile);
             const T* xi = h.noise + first;
             if (keep && rank > 0) {
-                load_block(layer, first, count);
+                load_residual(layer, first, count);
                 T* fresh = basis + step.p * stride;
                 T* image = images + step.p * stride;
                 for (std::int64_t i = 0; i < rank; ++i) {

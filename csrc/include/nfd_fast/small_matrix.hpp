@@ -86,19 +86,23 @@ NFD_FAST_HD inline void cholesky(std::int64_t size, Small e, Small r) {
     }
 }
 
+enum class Novelty { none, unclear, clear };
+
 // The columns of X, taken in order, in terms of those that are new directions: given their Gram
 // matrix E after projecting out what is known, finds the pivots and the rank x columns factor T in
-// echelon form with E = T^T T up to what is dropped. Column j is a new direction if what is left of
-// its square exceeds threshold(j) and the rank stays at most `most`. Returns the rank.
-template <class Threshold>
-NFD_FAST_HD std::int64_t reveal_rank(std::int64_t columns, std::int64_t most, Small e,
-                                     Threshold threshold, std::int64_t* pivot, Small t) {
-    std::int64_t rank = 0;
-    for (std::int64_t j = 0; j < columns; ++j) {
+// echelon form with E = T^T T up to what is dropped. `judge(j, left)` says whether column j, given
+// what is left of its square, is a new direction; no more than `most` are. The first unclear column
+// ends it: returns how many columns are settled, and T holds the directions among them.
+template <class Judge>
+NFD_FAST_HD std::int64_t reveal_rank(std::int64_t columns, std::int64_t most, Small e, Judge judge,
+                                     std::int64_t* pivot, Small t, std::int64_t& rank) {
+    rank = 0;
+    for (std::int64_t j = 0; j < columns && rank < most; ++j) {
         double left = e(j, j);
         for (std::int64_t k = 0; k < rank; ++k) left -= t(k, j) * t(k, j);
-        // Written so that NaN counts as dependent: it is found and reported elsewhere.
-        if (!(left > threshold(j)) || rank == most) continue;
+        const Novelty novelty = judge(j, left);
+        if (novelty == Novelty::unclear) return j;
+        if (novelty == Novelty::none) continue;
         const double diagonal = ::sqrt(left);
         for (std::int64_t i = 0; i < columns; ++i) {
             double sum = i < j ? 0.0 : e(j, i);
@@ -107,7 +111,7 @@ NFD_FAST_HD std::int64_t reveal_rank(std::int64_t columns, std::int64_t most, Sm
         }
         pivot[rank++] = j;
     }
-    return rank;
+    return columns;
 }
 
 }  // namespace NFD_FAST_TARGET
