@@ -72,8 +72,8 @@ def test_reach(benchmark: Any, case: str) -> None:
 
 
 GROWTH = {
-    "width": [(n, 8, 4, 3) for n in (4096, 16384, 65536, 262144, 409600)],
-    "depth": [(4096, depth, 4, 3) for depth in (16, 64, 256, 1024, 1600)],
+    "width": [(n, 16, 4, 3) for n in (10_000, 31_623, 100_000, 316_228, 1_000_000)],
+    "depth": [(4096, depth, 4, 3) for depth in (64, 200, 640, 2000, 6400)],
 }
 
 

@@ -44,8 +44,9 @@ namespace nfd_fast {
 namespace {
 
 // Neurons per tile. A tile holds all columns of one array of a layer, neuron-contiguous: a sweep
-// then reads a few long runs instead of one stream per column, which the prefetchers can't follow.
-constexpr std::int64_t kTile = 256;
+// then reads a few long runs instead of one stream per column, which the prefetchers cannot follow,
+// and asks for the next tile as it goes. Half as large, the ends of the runs take a tenth longer.
+constexpr std::int64_t kTile = 512;
 
 // Most chunks of a reduction. A chunk's neurons depend on the width alone, which fixes the shape of
 // every sum.
@@ -371,6 +372,14 @@ struct ConditionalHidden {
             }
         }
 
+        // How many numbers after a tile of a basis or its images this member's next one lies; after
+        // its last chunk, about where the next layer's first begins.
+        std::int64_t next_tile(std::int64_t chunk, std::int64_t tile) const {
+            const bool last = tile + 1 == std::min((chunk + 1) * h.tiles_per_chunk, h.tiles);
+            const std::int64_t tiles_ahead = last ? 1 + (team.size - 1) * h.tiles_per_chunk : 1;
+            return tiles_ahead * h.capacity * h.tile_width;
+        }
+
         // The block that layer `layer` is asked about: phi(H_{l-1}) or G_l, columns h.tile_width
         // apart.
         void load_block(std::int64_t layer, std::int64_t first, std::int64_t count) const {
@@ -424,18 +433,19 @@ struct ConditionalHidden {
             const std::int64_t rank = h.ranks[side][layer - 1],
                                across = h.ranks[other()][layer - 1];
             const Slot to = slot(sums(index, chunk), layer);
+            const std::int64_t ahead = next_tile(chunk, tile);
             load_block(layer, first, count);
             widen(x, stride, count, wide);
             vector.products(h.tile_of(h.basis[side], layer, tile), stride, rank, wide, stride,
-                            batch, count, to.b);
-            vector.products(x, stride, batch, wide, stride, batch, count, to.xx);
+                            batch, count, ahead, to.b);
+            vector.products(x, stride, batch, wide, stride, batch, count, 0, to.xx);
             draw(layer, first, count);
             if (!reused() || across == 0) return;
             vector.products(h.tile_of(h.images[other()], layer, tile), stride, across, wide, stride,
-                            batch, count, to.s);
+                            batch, count, ahead, to.s);
             widen(h.noise + first, n, count, wide_noise);
             vector.products(h.tile_of(h.basis[other()], layer, tile), stride, across, wide_noise,
-                            stride, batch, count, to.z);
+                            stride, batch, count, ahead, to.z);
         }
 
         // Adds the chunks' sums in increasing order and divides by n.
@@ -556,17 +566,15 @@ struct ConditionalHidden {
             const T* basis = h.tile_of(h.basis[side], layer, tile);
             load_residual(layer, first, count);
             T* block = h.block + first;
-            for (std::int64_t b = 0; b < batch; ++b) {
-                std::copy_n(x + b * stride, count, block + b * n);
-            }
-            vector.combine(basis, stride, step.p, step.off_basis, batch, count, block, n);
-            vector.combine(x, stride, batch, step.off_block, batch, count, block, n);
+            vector.combine(basis, stride, step.p, step.off_basis, batch, count, 0, x, stride,
+                           block, n);
+            vector.combine(x, stride, batch, step.off_block, batch, count, 0, block, n, block, n);
             widen(block, n, count, wide);
-            vector.products(basis, stride, step.p, wide, stride, batch, count, to.b);
-            vector.products(block, n, batch, wide, stride, batch, count, to.xx);
+            vector.products(basis, stride, step.p, wide, stride, batch, count, 0, to.b);
+            vector.products(block, n, batch, wide, stride, batch, count, 0, to.xx);
             if (!reused()) return;
             vector.products(h.tile_of(h.images[other()], layer, tile), stride, step.q, wide, stride,
-                            batch, count, to.s);
+                            batch, count, 0, to.s);
         }
 
         // Coefficients of X from those of Z: c <- A + c M, T <- T M.
@@ -724,6 +732,7 @@ struct ConditionalHidden {
                     std::int64_t count) const {
             const std::int64_t layer = layer_at(index), stride = h.tile_width;
             const std::int64_t rank = step.rank, size = p.stack.layer_size();
+            const std::int64_t ahead = next_tile(chunk, tile);
             T* basis = h.tile_of(h.basis[side], layer, tile);
             T* images = h.tile_of(h.images[side], layer, tile);
             const T* other_basis = h.tile_of(h.basis[other()], layer, tile);
@@ -734,20 +743,20 @@ struct ConditionalHidden {
                 T* image = images + step.p * stride;
                 for (std::int64_t i = 0; i < rank; ++i) {
                     std::copy_n(x + step.pivot[i] * stride, count, increment + i * stride);
-                    std::fill_n(fresh + i * stride, count, T(0));
                     std::copy_n(xi + step.pivot[i] * n, count, image + i * stride);
                 }
-                vector.combine(basis, stride, step.p, step.from_basis, rank, count, increment,
-                               stride);
-                vector.combine(increment, stride, rank, step.inverse, rank, count, fresh, stride);
+                vector.combine(basis, stride, step.p, step.from_basis, rank, count, ahead, increment,
+                               stride, increment, stride);
+                vector.combine(increment, stride, rank, step.inverse, rank, count, 0, nullptr, 0,
+                               fresh, stride);
                 for (std::int64_t i = 0; i < rank; ++i) {
                     vector.widen(fresh + i * stride, count, wide + i * stride);
                 }
-                vector.products(basis, stride, step.p + rank, wide, stride, rank, count,
+                vector.products(basis, stride, step.p + rank, wide, stride, rank, count, 0,
                                 measured(index, chunk));
                 if (reused()) {
-                    vector.combine(other_basis, stride, step.q, step.image_shift, rank, count,
-                                   image, stride);
+                    vector.combine(other_basis, stride, step.q, step.image_shift, rank, count, ahead,
+                                   image, stride, image, stride);
                 }
             }
             T* out = increment;
@@ -756,23 +765,18 @@ struct ConditionalHidden {
                 out = features + layer * size + first;
                 out_stride = n;
             }
-            for (std::int64_t b = 0; b < batch; ++b) {
-                if (forward() && p.stack.skip) {
-                    std::copy_n(features + (layer - 1) * size + b * n + first, count,
-                                out + b * out_stride);
-                } else {
-                    std::fill_n(out + b * out_stride, count, T(0));
-                }
-            }
-            vector.combine(images, stride, step.p, step.images, batch, count, out, out_stride);
-            vector.combine(xi, n, batch, step.noise, batch, count, out, out_stride);
+            const T* skipped = features + (layer - 1) * size + first;
+            vector.combine(images, stride, step.p, step.images, batch, count, ahead,
+                           forward() && p.stack.skip ? skipped : nullptr, n, out, out_stride);
+            vector.combine(xi, n, batch, step.noise, batch, count, 0, out, out_stride, out,
+                           out_stride);
             if (uses_other) {
-                vector.combine(other_basis, stride, step.q, step.other, batch, count, out,
-                               out_stride);
+                vector.combine(other_basis, stride, step.q, step.other, batch, count, ahead, out,
+                               out_stride, out, out_stride);
             }
             if (coupled()) {
-                vector.combine(other_basis, stride, step.q, step.coupling, batch, count,
-                               h.accumulated + first, n);
+                vector.combine(other_basis, stride, step.q, step.coupling, batch, count, 0,
+                               h.accumulated + first, n, h.accumulated + first, n);
             }
             if (!forward()) {
                 const T* above = adjoints.layer(p.stack, layer) + first;

@@ -251,7 +251,7 @@ constexpr int kRightBlock = 4;
 
 template <int left_block, int right_block, class T>
 void products_block(const T* left, std::int64_t left_stride, const double* right,
-                    std::int64_t right_stride, std::int64_t count, double* sums,
+                    std::int64_t right_stride, std::int64_t count, std::int64_t ahead, double* sums,
                     std::int64_t sums_stride) {
     constexpr int width = kPack<double>;
     using Wide = Pack<double, width>;
@@ -260,8 +260,7 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
     for (int j = 0; j < left_block; ++j) {
         for (int c = 0; c < right_block; ++c) sum[j][c] = Wide{};
     }
-    const std::int64_t whole = count / width * width;
-    for (std::int64_t i = 0; i < whole; i += width) {
+    const auto add = [&](std::int64_t i) {
         Wide factor[right_block];
         for (int c = 0; c < right_block; ++c) {
             factor[c] = load_pack<Wide>(right + c * right_stride + i);
@@ -272,7 +271,14 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
                 sum[j][c] = multiply_add(value, factor[c], sum[j][c]);
             }
         }
+    };
+    const std::int64_t whole = count / width * width;
+    std::int64_t i = 0;
+    for (; i + kCacheLine<T> <= whole; i += kCacheLine<T>) {
+        for (int j = 0; j < left_block; ++j) prefetch(left + j * left_stride + i + ahead);
+        for (std::int64_t k = 0; k < kCacheLine<T>; k += width) add(i + k);
     }
+    for (; i < whole; i += width) add(i);
     for (int j = 0; j < left_block; ++j) {
         for (int c = 0; c < right_block; ++c) {
             double lanes[width];
@@ -291,58 +297,64 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
 template <int right_block, class T>
 void products_columns(const T* left, std::int64_t left_stride, std::int64_t left_count,
                       const double* right, std::int64_t right_stride, std::int64_t count,
-                      double* sums, std::int64_t sums_stride) {
+                      std::int64_t ahead, double* sums, std::int64_t sums_stride) {
     std::int64_t j = 0;
     for (; j + kLeftBlock <= left_count; j += kLeftBlock) {
         products_block<kLeftBlock, right_block>(left + j * left_stride, left_stride, right,
-                                                right_stride, count, sums + j * sums_stride,
+                                                right_stride, count, ahead, sums + j * sums_stride,
                                                 sums_stride);
     }
     for (; j < left_count; ++j) {
         products_block<1, right_block>(left + j * left_stride, left_stride, right, right_stride,
-                                       count, sums + j * sums_stride, sums_stride);
+                                       count, ahead, sums + j * sums_stride, sums_stride);
     }
 }
 
 template <class T>
 void products(const T* left, std::int64_t left_stride, std::int64_t left_count, const double* right,
               std::int64_t right_stride, std::int64_t right_count, std::int64_t count,
-              double* sums) {
+              std::int64_t ahead, double* sums) {
     for (std::int64_t c = 0; c < right_count; c += kRightBlock) {
         const double* block = right + c * right_stride;
         switch (smaller(kRightBlock, right_count - c)) {
             case 1:
                 products_columns<1>(left, left_stride, left_count, block, right_stride, count,
-                                    sums + c, right_count);
+                                    ahead, sums + c, right_count);
                 break;
             case 2:
                 products_columns<2>(left, left_stride, left_count, block, right_stride, count,
-                                    sums + c, right_count);
+                                    ahead, sums + c, right_count);
                 break;
             case 3:
                 products_columns<3>(left, left_stride, left_count, block, right_stride, count,
-                                    sums + c, right_count);
+                                    ahead, sums + c, right_count);
                 break;
             default:
                 products_columns<4>(left, left_stride, left_count, block, right_stride, count,
-                                    sums + c, right_count);
+                                    ahead, sums + c, right_count);
         }
     }
 }
 
 template <int packs, int output_block, class P, class T>
 void combine_block(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
-                   std::int64_t outputs, T* out, std::int64_t out_stride) {
+                   std::int64_t outputs, std::int64_t ahead, const T* start,
+                   std::int64_t start_stride, T* out, std::int64_t out_stride) {
     constexpr int width = static_cast<int>(sizeof(P) / sizeof(T));
     P sum[output_block][packs];
     for (int c = 0; c < output_block; ++c) {
-        for (int v = 0; v < packs; ++v) sum[c][v] = load_pack<P>(out + c * out_stride + v * width);
+        for (int v = 0; v < packs; ++v) {
+            sum[c][v] = start ? load_pack<P>(start + c * start_stride + v * width) : P{};
+        }
     }
     for (std::int64_t j = 0; j < terms; ++j) {
         P value[packs];
         for (int v = 0; v < packs; ++v) value[v] = load_pack<P>(columns + j * stride + v * width);
+        for (std::int64_t i = 0; i < packs * width; i += kCacheLine<T>) {
+            prefetch(columns + j * stride + i + ahead);
+        }
         for (int c = 0; c < output_block; ++c) {
-            const P factor = P{} + coefficients[j * outputs + c];
+            const P factor = broadcast_pack<P>(coefficients[j * outputs + c]);
             for (int v = 0; v < packs; ++v) {
                 sum[c][v] = multiply_add(value[v], factor, sum[c][v]);
             }
@@ -355,17 +367,19 @@ void combine_block(const T* columns, std::int64_t stride, std::int64_t terms, co
 
 template <int output_block, class T>
 void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
-                     const T* coefficients, std::int64_t outputs, std::int64_t count, T* out,
+                     const T* coefficients, std::int64_t outputs, std::int64_t count,
+                     std::int64_t ahead, const T* start, std::int64_t start_stride, T* out,
                      std::int64_t out_stride) {
     constexpr int width = kPack<T>;
     std::int64_t i = 0;
     for (; i + 2 * width <= count; i += 2 * width) {
-        combine_block<2, output_block, Pack<T, width>>(columns + i, stride, terms, coefficients,
-                                                       outputs, out + i, out_stride);
+        combine_block<2, output_block, Pack<T, width>>(
+            columns + i, stride, terms, coefficients, outputs, ahead, start ? start + i : nullptr,
+            start_stride, out + i, out_stride);
     }
     for (; i < count; ++i) {
         for (int c = 0; c < output_block; ++c) {
-            T sum = out[c * out_stride + i];
+            T sum = start ? start[c * start_stride + i] : T(0);
             for (std::int64_t j = 0; j < terms; ++j) {
                 sum =
                     fused_multiply_add(columns[j * stride + i], coefficients[j * outputs + c], sum);
@@ -377,22 +391,26 @@ void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
 
 template <class T>
 void combine(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
-             std::int64_t outputs, std::int64_t count, T* out, std::int64_t out_stride) {
+             std::int64_t outputs, std::int64_t count, std::int64_t ahead, const T* start,
+             std::int64_t start_stride, T* out, std::int64_t out_stride) {
     for (std::int64_t c = 0; c < outputs; c += 4) {
-        const T* block = coefficients + c;
-        T* to = out + c * out_stride;
+        const auto block = [&](auto one_block) {
+            one_block(columns, stride, terms, coefficients + c, outputs, count, ahead,
+                      start ? start + c * start_stride : nullptr, start_stride,
+                      out + c * out_stride, out_stride);
+        };
         switch (smaller(4, outputs - c)) {
             case 1:
-                combine_outputs<1>(columns, stride, terms, block, outputs, count, to, out_stride);
+                block(combine_outputs<1, T>);
                 break;
             case 2:
-                combine_outputs<2>(columns, stride, terms, block, outputs, count, to, out_stride);
+                block(combine_outputs<2, T>);
                 break;
             case 3:
-                combine_outputs<3>(columns, stride, terms, block, outputs, count, to, out_stride);
+                block(combine_outputs<3, T>);
                 break;
             default:
-                combine_outputs<4>(columns, stride, terms, block, outputs, count, to, out_stride);
+                block(combine_outputs<4, T>);
         }
     }
 }

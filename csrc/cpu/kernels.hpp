@@ -39,14 +39,19 @@ struct VectorKernels {
     double (*squared_distance)(const T* x, const T* y, std::int64_t count);
 
     void (*widen)(const T* x, std::int64_t count, double* out);
+    // Both of the following also ask for the memory `ahead` numbers after what they read, where
+    // what is wanted later lies: the processor does not foresee many short columns.
     // sums[j * right_count + c] += sum_i left[j * left_stride + i] right[c * right_stride + i], in
     // float64.
     void (*products)(const T* left, std::int64_t left_stride, std::int64_t left_count,
                      const double* right, std::int64_t right_stride, std::int64_t right_count,
-                     std::int64_t count, double* sums);
-    // out[c * out_stride + i] += sum_j columns[j * stride + i] coefficients[j * outputs + c].
+                     std::int64_t count, std::int64_t ahead, double* sums);
+    // out[c * out_stride + i] = start[c * start_stride + i]
+    //                           + sum_j columns[j * stride + i] coefficients[j * outputs + c];
+    // without start if that is null. It may be out itself.
     void (*combine)(const T* columns, std::int64_t stride, std::int64_t terms,
-                    const T* coefficients, std::int64_t outputs, std::int64_t count, T* out,
+                    const T* coefficients, std::int64_t outputs, std::int64_t count,
+                    std::int64_t ahead, const T* start, std::int64_t start_stride, T* out,
                     std::int64_t out_stride);
 };
 

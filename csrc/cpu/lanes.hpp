@@ -67,6 +67,10 @@ using Pack = typename PackOf<T, count>::type;
 
 template <class To, class From>
 NFD_FAST_INLINE To convert_pack(From from) {
+#if defined(__AVX512F__)
+    // GCC makes four instructions of this one; the mask of all lanes spares its false warning.
+    if constexpr (sizeof(From) == 32 && sizeof(To) == 64) return _mm512_maskz_cvtps_pd(0xff, from);
+#endif
     return __builtin_convertvector(from, To);
 }
 #else
@@ -94,6 +98,26 @@ template <class P, class T>
 NFD_FAST_INLINE void store_pack(P pack, T* to) {
     __builtin_memcpy(to, &pack, sizeof(P));
 }
+
+// The same number in every place. (Less a zero of a pack, which changes nothing: adding to one would
+// turn -0 into 0, and cost an instruction.)
+template <class P, class T>
+NFD_FAST_INLINE P broadcast_pack(T value) {
+    return value - P{};
+}
+
+// Asks for the cache line at an address, which may be any.
+template <class T>
+NFD_FAST_INLINE void prefetch(const T* at) {
+#if defined(__GNUC__)
+    __builtin_prefetch(at);
+#else
+    static_cast<void>(at);
+#endif
+}
+
+template <class T>
+constexpr std::int64_t kCacheLine = 64 / static_cast<std::int64_t>(sizeof(T));
 
 // a b + c with one rounding where the instruction set has it (contraction is off: see CMakeLists).
 template <class P>
