@@ -80,13 +80,13 @@ struct Step {
     double* other_cross;      // (q, rank) Q.v of the new images
     double* work;             // (max(p, q) + B, B)
     // In T, as the sweep applies them.
-    T* from_basis;   // (p, rank) -c at the pivots
-    T* inverse;      // (rank, rank) T^-1 at the pivots
-    T* image_shift;  // (q, rank) k
-    T* images;       // (p, B) beta Gamma c
-    T* other;        // (q, B) beta (k T + D U.X)
-    T* noise;        // (B, B) beta T, by noise column
-    T* coupling;     // (q, B) beta times the part of W X along the other side
+    T* from_basis;             // (p, rank) -c at the pivots
+    T* inverse;                // (rank, rank) T^-1 at the pivots
+    T* image_shift;            // (q, rank) k
+    T* images;                 // (p, B) beta Gamma c
+    T* other;                  // (q, B) beta (k T + D U.X)
+    T* noise;                  // (B, B) beta T, by noise column
+    T* coupling;               // (q, B) beta times the part of W X along the other side
     T *off_basis, *off_block;  // (p, B), (B, B) what a round takes off Z: basis and earlier columns
 };
 
@@ -566,8 +566,8 @@ struct ConditionalHidden {
             const T* basis = h.tile_of(h.basis[side], layer, tile);
             load_residual(layer, first, count);
             T* block = h.block + first;
-            vector.combine(basis, stride, step.p, step.off_basis, batch, count, 0, x, stride,
-                           block, n);
+            vector.combine(basis, stride, step.p, step.off_basis, batch, count, 0, x, stride, block,
+                           n);
             vector.combine(x, stride, batch, step.off_block, batch, count, 0, block, n, block, n);
             widen(block, n, count, wide);
             vector.products(basis, stride, step.p, wide, stride, batch, count, 0, to.b);
@@ -745,8 +745,8 @@ struct ConditionalHidden {
                     std::copy_n(x + step.pivot[i] * stride, count, increment + i * stride);
                     std::copy_n(xi + step.pivot[i] * n, count, image + i * stride);
                 }
-                vector.combine(basis, stride, step.p, step.from_basis, rank, count, ahead, increment,
-                               stride, increment, stride);
+                vector.combine(basis, stride, step.p, step.from_basis, rank, count, ahead,
+                               increment, stride, increment, stride);
                 vector.combine(increment, stride, rank, step.inverse, rank, count, 0, nullptr, 0,
                                fresh, stride);
                 for (std::int64_t i = 0; i < rank; ++i) {
@@ -755,8 +755,8 @@ struct ConditionalHidden {
                 vector.products(basis, stride, step.p + rank, wide, stride, rank, count, 0,
                                 measured(index, chunk));
                 if (reused()) {
-                    vector.combine(other_basis, stride, step.q, step.image_shift, rank, count, ahead,
-                                   image, stride, image, stride);
+                    vector.combine(other_basis, stride, step.q, step.image_shift, rank, count,
+                                   ahead, image, stride, image, stride);
                 }
             }
             T* out = increment;

@@ -373,9 +373,9 @@ void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
     constexpr int width = kPack<T>;
     std::int64_t i = 0;
     for (; i + 2 * width <= count; i += 2 * width) {
-        combine_block<2, output_block, Pack<T, width>>(
-            columns + i, stride, terms, coefficients, outputs, ahead, start ? start + i : nullptr,
-            start_stride, out + i, out_stride);
+        combine_block<2, output_block, Pack<T, width>>(columns + i, stride, terms, coefficients,
+                                                       outputs, ahead, start ? start + i : nullptr,
+                                                       start_stride, out + i, out_stride);
     }
     for (; i < count; ++i) {
         for (int c = 0; c < output_block; ++c) {

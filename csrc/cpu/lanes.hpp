@@ -99,8 +99,8 @@ NFD_FAST_INLINE void store_pack(P pack, T* to) {
     __builtin_memcpy(to, &pack, sizeof(P));
 }
 
-// The same number in every place. (Less a zero of a pack, which changes nothing: adding to one would
-// turn -0 into 0, and cost an instruction.)
+// The same number in every place. (Less a zero of a pack, which changes nothing: adding to one
+// would turn -0 into 0, and cost an instruction.)
 template <class P, class T>
 NFD_FAST_INLINE P broadcast_pack(T value) {
     return value - P{};

@@ -156,13 +156,13 @@ def check_shape(name: str, array: NDArray[Any], shape: Shape) -> None:
 
 
 def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
-    """Return a C-contiguous finite array of the given dtype and shape."""
+    """Return an aligned C-contiguous finite array of the given dtype and shape."""
     array = as_array(name, value)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
     check_shape(name, array, shape)
     with np.errstate(over="ignore"):  # reported below, in words
-        array = np.ascontiguousarray(array, dtype=dtype)
+        array = np.require(array, dtype, ["C", "A"])
     finite = np.isfinite(array)
     if not finite.all():
         where = np.unravel_index(int(np.argmin(finite)), array.shape)
@@ -186,7 +186,7 @@ def float_array(
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return np.require(array, requirements=["C", "A"])
 
 
 def square_matrices(name: str, value: object) -> NDArray[Any]:
@@ -208,7 +208,7 @@ def words(name: str, value: object, shape: Shape) -> NDArray[np.uint32]:
         bad = array[(array < 0) | (array >= 2**32)].flat[0]
         raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got {bad}")
     check_shape(name, array, shape)
-    return np.ascontiguousarray(array, dtype=np.uint32)
+    return np.require(array, np.uint32, ["C", "A"])
 
 
 def columns(value: object) -> NDArray[np.uint32]:

@@ -22,7 +22,7 @@ from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import Intervals
 from nfd_fast.study.atomic import OutputError
-from nfd_fast.study.grid import Cell, StudyConfig
+from nfd_fast.study.grid import WIDE, Cell, StudyConfig, with_defaults
 
 EXIT_FAILED = 1
 """The work could not be finished: diverged, too large for the memory, no room to write."""
@@ -156,6 +156,8 @@ def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type
         if options:
             text += ": " + (", ".join(options))
         shown = "all processors" if default is None else str(default)
+        if item.metadata["wide"] is not None:
+            shown += f"; {item.metadata['wide']} from width {WIDE} on"
         parser.add_argument(
             "--" + item.name.replace("_", "-"),
             type=_several(of) if item.metadata["many"] else read,
@@ -206,7 +208,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _study(options: argparse.Namespace) -> None:
     choices = {} if options.config is None else _read_toml(options.config)
-    config = StudyConfig(**{**choices, **_given(options, StudyConfig)})
+    choices |= _given(options, StudyConfig)
+    config = StudyConfig(**with_defaults(StudyConfig, choices))
     from nfd_fast import statistics
     from nfd_fast.study import atomic, plots, report
     from nfd_fast.study.runner import run_study, saying_what_is_stored
@@ -228,7 +231,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    cell = Cell(**_given(options, Cell))
+    cell = Cell(**with_defaults(Cell, _given(options, Cell)))
     from nfd_fast import data, statistics
     from nfd_fast.study import report
     from nfd_fast.study.runner import train_cell

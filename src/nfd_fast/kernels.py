@@ -368,7 +368,9 @@ def sgd_update(
     factor = arguments.real("step", step)
     matrices = arguments.square_matrices("hidden", hidden)
     if matrices is not hidden:
-        raise ValueError("hidden must be a C-contiguous NumPy array to be updated in place")
+        raise ValueError(
+            "hidden must be a C-contiguous, aligned NumPy array to be updated in place"
+        )
     depth, width = matrices.shape[:2]
     layers = arguments.float_array(
         "features", features, (depth + 1, "batch", width), matrices.dtype
@@ -397,7 +399,7 @@ def _apply(name: str, x: ArrayLike, out: NDArray[Any] | None, *, derivative: boo
     array = arguments.as_array("x", x)
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"x must be float32 or float64, got dtype {array.dtype}")
-    array = np.ascontiguousarray(array).reshape(array.shape)
+    array = np.require(array, requirements=["C", "A"])
     result = _output("out", out, array.shape, array.dtype)
     if (
         out is not None

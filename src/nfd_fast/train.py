@@ -69,7 +69,10 @@ def train(
     engine : str
         ``"dense"`` stores the weights. ``"conditional"`` never forms them: it draws what they
         answer, exactly in law at every width, in memory and time linear in n·L·(K+1)·B; the two
-        agree in law, not path by path (they share W_in and V). ``"auto"`` takes dense if
+        agree in law, not path by path (they share W_in and V). A feature or adjoint that is
+        closer to earlier ones than 1e-5 of its length in float32, 1e-10 in float64, has their
+        answers alone: a coupling that comes from smaller movements than that is not seen.
+        ``"auto"`` takes dense if
         ``weights`` are given, else conditional from n = 4(K+1)B on or where the matrices don't
         fit. The choice is in the result.
     noise_depth : int, optional
@@ -129,8 +132,8 @@ def train(
     >>> run.losses.shape
     (4, 21)
     """
-    _instance("net", net, ResNet)
-    _instance("sgd", sgd, SGD)
+    arguments.instance("net", net, ResNet)
+    arguments.instance("sgd", sgd, SGD)
     arguments.option("backward", backward, BACKWARDS)
     arguments.option("engine", engine, ENGINES)
     arguments.option("device", device, DEVICES)
@@ -141,6 +144,8 @@ def train(
     targets, labels = _answers(net, sgd, y, len(inputs))
     seeds, ensemble = _seeds(seed)
     fine = _fine_layers(net, noise_depth)
+    overwrite = arguments.flag("overwrite_weights", overwrite_weights)
+    keep_state = arguments.flag("keep_state", keep_state)
     if keep_state and ensemble:
         raise ValueError("keep_state needs a single seed, got several")
     if weights is not None:
@@ -148,10 +153,10 @@ def train(
             raise ValueError("weights start a single network; got several seeds with them")
         if noise_depth is not None:
             raise ValueError("noise_depth describes weights drawn from the seed; got weights too")
-        weights = _given_weights(net, weights, backward, name, overwrite_weights)
-        inputs = inputs if not overwrite_weights else inputs.copy()  # they may be the weights
-        targets = targets if targets is None or not overwrite_weights else targets.copy()
-    elif overwrite_weights:
+        weights = _given_weights(net, weights, backward, name, overwrite)
+        inputs = inputs if not overwrite else inputs.copy()  # they may be the weights
+        targets = targets if targets is None or not overwrite else targets.copy()
+    elif overwrite:
         raise ValueError("overwrite_weights needs weights to overwrite, got weights=None")
     index = _batches(batches, len(inputs))
     for name_, size in (("width", net.width), ("inputs", net.inputs), ("batch", index.shape[1])):
@@ -170,7 +175,7 @@ def train(
         dtype=name,
         threads=thread_count(threads),
         weights=weights,
-        overwrite_weights=bool(overwrite_weights),
+        overwrite_weights=overwrite,
         record=observables.names(record),
         progress=progress_line.callback(progress),
         keep_state=keep_state,
@@ -231,6 +236,7 @@ def resume(
         wanted, expected = manifest["data"], len(start.first_batch)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{start.path} is damaged: its manifest lacks {error}") from None
+    keep_state = arguments.flag("keep_state", keep_state)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     targets, labels = _answers(net, sgd, y, len(inputs))
     if checkpoint.digest(inputs, targets, labels) != wanted:
@@ -310,12 +316,15 @@ def estimate_memory(
     ValueError
         For invalid arguments.
     """
-    _instance("net", net, ResNet)
-    _instance("sgd", sgd, SGD)
-    updates, batch, replicas = (
-        arguments.integer(name, value, high=arguments.MAX_INDEX)
-        for name, value in (("updates", updates), ("batch", batch), ("replicas", replicas))
-    )
+    arguments.instance("net", net, ResNet)
+    arguments.instance("sgd", sgd, SGD)
+    updates = arguments.integer("updates", updates, high=arguments.MAX_INDEX)
+    batch = arguments.integer("batch", batch, high=MAX_BLAS_SIZE)
+    replicas = arguments.integer("replicas", replicas, high=MAX_REPLICAS)
+    if (updates + 1) * batch > arguments.MAX_INDEX:
+        raise ValueError(
+            f"(updates + 1) * batch must be at most 2**32, got ({updates} + 1) * {batch}"
+        )
     classes = sgd.loss == "cross_entropy"
     problem = Problem(
         net=net,
@@ -323,7 +332,7 @@ def estimate_memory(
         x=np.zeros((1, net.inputs), dtype=arguments.dtype_name(dtype)),
         targets=None if classes else np.zeros((1, net.outputs)),
         labels=np.zeros(1, dtype=np.int64) if classes else None,
-        batches=np.zeros((updates, batch), dtype=np.int64),
+        batches=np.zeros((updates, batch), dtype=np.int64),  # untouched, so it takes no memory
         seeds=tuple(range(replicas)),
         backward=arguments.option("backward", backward, BACKWARDS),
         fine=1,
@@ -418,7 +427,7 @@ def initial_weights(
     MemoryError
         If the weights don't fit the available memory.
     """
-    _instance("net", net, ResNet)
+    arguments.instance("net", net, ResNet)
     seed = arguments.seed("seed", seed)
     arguments.option("backward", backward, BACKWARDS)
     name = arguments.dtype_name(dtype)
@@ -470,13 +479,6 @@ def _engine(asked: str, problem: Problem) -> str:
     return "conditional" if needs or conditional.is_cheaper(problem) else "dense"
 
 
-def _instance(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{name} must be an nfd_fast.{kind.__name__}, got {arguments.describe(value)}"
-        )
-
-
 def _answers(
     net: ResNet, sgd: SGD, y: ArrayLike, samples: int
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
@@ -484,30 +486,26 @@ def _answers(
     if sgd.loss == "cross_entropy":
         if net.outputs < 2:
             raise ValueError("loss 'cross_entropy' needs outputs of at least 2, got outputs=1")
-        labels = np.asarray(y)
+        labels = arguments.as_array("y", y)
         if labels.dtype.kind not in "iu":
             raise ValueError(
                 f"y must be integer labels for loss 'cross_entropy', got dtype {labels.dtype}"
             )
-        if labels.shape != (samples,):
-            raise ValueError(f"y must have shape ({samples},), got {labels.shape}")
+        arguments.check_shape("y", labels, (samples,))
         if samples and (labels.min() < 0 or labels.max() >= net.outputs):
             bad = int(np.argmax((labels < 0) | (labels >= net.outputs)))
             raise ValueError(
                 f"y must be labels in 0 ... {net.outputs - 1}, got {labels[bad]} at index {bad}"
             )
         return None, np.array(labels, dtype=np.int64, order="C")  # a copy: it stays as checked
-    targets: ArrayLike = y
-    if net.outputs == 1 and np.ndim(y) == 1:
-        targets = np.asarray(y)[:, None]
+    targets = arguments.as_array("y", y)
+    if net.outputs == 1 and targets.ndim == 1:
+        targets = targets[:, None]
     return arguments.finite_array("y", targets, (samples, net.outputs), np.float64), None
 
 
 def _batches(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
-    try:
-        array = np.asarray(batches)
-    except ValueError as error:
-        raise ValueError(f"batches must have shape (updates, batch), got {error}") from None
+    array = arguments.as_array("batches", batches)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"batches must have shape (updates, batch) with at least one of each, got {array.shape}"
@@ -565,7 +563,7 @@ def _given_weights(
     net: ResNet, weights: Weights, backward: str, dtype: str, overwrite: bool
 ) -> Weights:
     """Return explicit weights ready for the engine, or raise ValueError."""
-    _instance("weights", weights, Weights)
+    arguments.instance("weights", weights, Weights)
     square = (net.depth, net.width, net.width)
     shapes: dict[str, tuple[int, ...]] = {
         "input": (net.width, net.inputs),

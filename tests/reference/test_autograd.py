@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 # Relative to the run's largest |output| or loss. A run is at most 6 passes of 3 layers up and down
 # with sums of at most 16 products: about 300 roundings lie on the longest path, each amplified by
 # what follows it, at most (1 + β‖Ŵ‖)³ ≈ 3³: 1e4 eps, 2e-12, if all conspire. Random signs leave
-# √300·3³ eps at most, 5e-5 in float32; 1e-5 allows for roundings being mostly of small terms.
+# √300·3³ eps at most, 5e-5 in float32; that it stays below 1e-5 is what this package promises.
 # (PyTorch's softplus turns linear beyond x = 20, off by 2e-9; no run here gets there.)
 TOLERANCE = {"float32": 1e-5, "float64": 2e-12}
 

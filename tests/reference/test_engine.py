@@ -459,3 +459,34 @@ def test_divergence_is_named_alike(make_problem: Callable[..., Any]) -> None:
         np.testing.assert_allclose(
             second.run.losses[kept], first.run.losses[kept], rtol=0, atol=tolerance
         )
+
+
+def test_adjoints_that_overflow_are_named_alike(make_problem: Callable[..., Any]) -> None:
+    """Independent backward weights of 1e15 in float32: layers 3 and 2 hold, layer 1 overflows."""
+    net = nfd_fast.ResNet(width=5, depth=4, inputs=3, activation="identity")
+    weights = nfd_fast.initial_weights(net, 0, "decoupled")
+    assert weights.backward_hidden is not None
+    weights.backward_hidden[...] *= 1e15
+    problem = make_problem(updates=3)
+    errors = []
+    for train in (reference.train, nfd_fast.train):
+        with pytest.raises(nfd_fast.DivergenceError) as caught:
+            train(
+                net,
+                nfd_fast.SGD(0.1),
+                problem.x,
+                problem.y,
+                batches=problem.batches,
+                weights=weights,
+                backward="decoupled",
+            )
+        errors.append(caught.value)
+    first, second = errors
+    for name in ("update", "layer", "quantity", "seed"):
+        assert getattr(first, name) == getattr(second, name), name
+    assert (first.update, first.quantity) == (0, "adjoints")
+    assert 0 <= first.layer < 3
+    for error in errors:
+        assert error.run is not None
+        assert np.isfinite(error.run.losses[0])
+        assert np.isnan(error.run.losses[1:]).all()

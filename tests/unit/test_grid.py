@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nfd_fast
 from nfd_fast import memory
-from nfd_fast.study.grid import TITLES, Cell, StudyConfig
+from nfd_fast.study.grid import TITLES, WIDE, Cell, StudyConfig, with_defaults
 
 OTHER = {
     "data": None,  # there is only one
@@ -172,3 +173,12 @@ def test_records_beyond_memory(monkeypatch):
     StudyConfig().check(Data())  # type: ignore[arg-type]
     with pytest.raises(MemoryError, match="take fewer replicas or updates"):
         StudyConfig(replicas=2000).check(Data())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Cell, StudyConfig])
+def test_wide_networks_have_defaults_of_their_own(kind: Any) -> None:
+    wide = with_defaults(kind, {"width": WIDE})
+    assert wide == {"width": WIDE, "batch": 4, "updates": 3, "replicas": 4}
+    assert with_defaults(kind, wide | {"updates": 7})["updates"] == 7
+    for choices in ({}, {"width": WIDE - 1}, {"width": "200000"}):
+        assert with_defaults(kind, choices) == choices

@@ -118,7 +118,7 @@ LAYERS = np.ones((3, 4, 3), np.float32)
             lambda: kernels.sgd_update(
                 HIDDEN.transpose(0, 2, 1), LAYERS, LAYERS, LAST[:, 0], step=1
             ),
-            "hidden must be a C-contiguous NumPy array",
+            "hidden must be a C-contiguous, aligned NumPy array",
         ),
         (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS[:2], np.ones(4), step=1),
@@ -187,6 +187,35 @@ def test_nothing_asked_is_nothing_given(columns: object) -> None:
     assert kernels.activation("relu", np.zeros((0, 3))).shape == (0, 3)
     assert kernels.activation("relu", np.float64(-1.0)).shape == ()
     assert kernels.residual_forward(LAST[:0], HIDDEN, branch_factor=1).shape == (3, 0, 3)
+
+
+def misaligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy of an array at an odd address, as a view of packed records may lie."""
+    room = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    view = room.view(array.dtype).reshape(array.shape)
+    view[...] = array
+    assert not view.flags.aligned
+    return view
+
+
+def test_misaligned_arrays_are_read_and_never_written() -> None:
+    values = np.linspace(-2, 2, 12).reshape(4, 3)
+    assert np.array_equal(
+        kernels.activation("gelu", misaligned(values)), kernels.activation("gelu", values)
+    )
+    with pytest.raises(ValueError, match="out must be C-contiguous, aligned and writeable"):
+        kernels.activation("gelu", values, out=misaligned(values))
+    forward = kernels.residual_forward(misaligned(LAST), misaligned(HIDDEN + 1), branch_factor=1)
+    assert np.array_equal(forward, kernels.residual_forward(LAST, HIDDEN + 1, branch_factor=1))
+    with pytest.raises(ValueError, match="hidden must be a C-contiguous, aligned NumPy array"):
+        kernels.sgd_update(misaligned(HIDDEN), LAYERS, LAYERS, np.ones(4), step=0.1)
+    net, sgd = nfd.ResNet(5, 2, 3), nfd.SGD(0.1)
+    x, y = values, np.arange(4.0)
+    expected = nfd.train(net, sgd, x, y, batches=[[0, 1]])
+    found = nfd.train(
+        net, sgd, misaligned(x), misaligned(y), batches=misaligned(np.array([[0, 1]]))
+    )
+    assert np.array_equal(found.losses, expected.losses)
 
 
 def test_sizes_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,10 @@ from nfd_fast.train import ENGINES, MAX_REPLICAS
 TITLES = {"mlp": "MLP (no skip)", "mup": "μP ResNet", "depth_mup": "depth-μP ResNet"}
 """How tables and figures name the parameterizations."""
 
+WIDE = 100_000
+"""Width from which some choices have other defaults: a network takes as much memory as it has
+columns, (updates + 1) * batch, and averages over its neurons do what replicas do elsewhere."""
+
 
 def _choice(
     default: Any,
@@ -28,14 +32,25 @@ def _choice(
     options: Sequence[str] = (),
     many: bool = False,
     matters: bool = True,
+    wide: Any = None,
 ) -> Any:
     """Declare a choice: the command line, the file and the store's keys are made from this.
 
     ``kind`` is the type of one value, ``many`` says that there are several, and ``matters`` that
-    the numbers depend on it: only then is it part of a cell's key.
+    the numbers depend on it: only then is it part of a cell's key. ``wide`` is the default from
+    width :data:`WIDE` on, if it's another one.
     """
     metadata = {"help": text, "kind": kind, "options": tuple(options), "many": many}
-    return field(default=default, metadata={**metadata, "matters": matters})
+    return field(default=default, metadata={**metadata, "matters": matters, "wide": wide})
+
+
+def with_defaults(kind: type[_Training], choices: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of a wide network to choices that ask for one."""
+    width = choices.get("width")
+    if not isinstance(width, int) or width < WIDE:
+        return choices
+    wide = {item.name: item.metadata["wide"] for item in fields(kind)}
+    return {name: value for name, value in wide.items() if value is not None} | choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +68,11 @@ class _Training:
     train: tuple[str, ...] = _choice(
         TRAINABLE, "weights that are trained", str, options=TRAINABLE, many=True
     )
-    batch: int = _choice(32, "samples per update, B", int)
-    updates: int = _choice(300, "SGD updates, K", int)
-    replicas: int = _choice(48, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
+    batch: int = _choice(32, "samples per update, B", int, wide=4)
+    updates: int = _choice(300, "SGD updates, K", int, wide=3)
+    replicas: int = _choice(
+        48, "networks per ensemble; their seeds are seed, seed + 1, ...", int, wide=4
+    )
     seed: int = _choice(0, "seed of the first replica's weights", int)
     data_seed: int = _choice(0, "seed of the order of samples, the same for all replicas", int)
     engine: str = _choice(
