@@ -343,7 +343,9 @@ def test_the_engine_can_be_chosen(call):
     assert (code, "8 of 8 cells" in out) == (0, True)
 
 
-@pytest.mark.parametrize("arguments", ["--width 1000000 --updates 300", "--updates 4294967294 --batch 1"])
+@pytest.mark.parametrize(
+    "arguments", ["--width 1000000 --updates 300", "--updates 4294967294 --batch 1"]
+)
 def test_too_much_is_refused_with_the_estimate_and_the_way_out(call, monkeypatch, arguments):
     monkeypatch.setattr(memory, "available_bytes", lambda: 2**33)
     code, out, err = call("train", *arguments.split())
