@@ -4,11 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
@@ -174,6 +176,15 @@ class StateReader final : public StateStream {
     void numbers(const char* name, std::int64_t* data, std::int64_t count) override {
         read(name, data, count);
     }
+    void finish() override {
+        const py::gil_scoped_acquire gil;
+        for (const auto& item : arrays_) {
+            const auto name = item.first.cast<std::string>();
+            const auto found = taken_.find(name);
+            if (found == taken_.end()) throw std::invalid_argument(name + " does not belong to it");
+            if (found->second.left > 0) throw std::invalid_argument(name + " is too long");
+        }
+    }
 
   private:
     template <class Number>
@@ -191,6 +202,11 @@ class StateReader final : public StateStream {
         Run& run = found->second;
         if (run.left < count) throw std::invalid_argument(std::string(name) + " is too short");
         const auto* from = static_cast<const Number*>(run.next);
+        if constexpr (std::is_floating_point_v<Number>) {
+            if (!std::all_of(from, from + count, [](Number x) { return std::isfinite(x); })) {
+                throw std::invalid_argument(std::string(name) + " has entries that are not finite");
+            }
+        }
         std::copy_n(from, count, data);
         run.next = from + count;
         run.left -= count;

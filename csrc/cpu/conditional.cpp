@@ -23,10 +23,10 @@
 //
 // Nearly dependent blocks. E is a difference, so that a residual much shorter than its column is
 // badly known from it, and X - U c in T even worse. Such a block is taken apart in rounds: in place
-// of X stands Z with X = U A + Z M, at first Z = X; a column too close to what comes before it (see
-// kClearlyNew) is replaced, by one more sweep, by what is left of it, and measured again. What ends
-// up as a new direction was always measured, never inferred; what is shorter than the tolerance is
-// none.
+// of X stands Z with X = U A + Z M, at first Z = X; where a column is too close to what comes
+// before it (see kClearlyNew), one more sweep replaces each column by what is left of it, as far as
+// that is known, and measures again. What ends up as a stored direction was always measured, never
+// inferred; what is shorter than the tolerance is none.
 //
 // Sweeps and barriers. Per layer and pass each neuron is visited once: the update of a layer and
 // the reductions for the next touch the same neuron, so they share a visit, with one barrier a
@@ -52,13 +52,19 @@ constexpr std::int64_t kTile = 512;
 // every sum.
 constexpr std::int64_t kMostChunks = 256;
 
-// A new direction must keep this share of its column's square, else the column is measured again.
-// Then the square of what is left is known to some eps/1e-4 = 1e-12 of itself, and the direction is
-// off by the rounding of the column as stored, at most 100 eps of the dtype, which enters the
-// answers through sums over neurons only: less, by the square root of n, than the rounding of n
-// products. 1e-4 is 1 % of the length: columns of different samples keep more, those of one sample
-// whose weights have moved by a small step less.
-constexpr double kClearlyNew = 1e-4;
+// How much of its square a column of a block must keep to be a new direction, as shares of the
+// square of the numbers that what is kept is the rest of. Sums in float64 over p terms know it to
+// some p eps = 1e-14 of that: kKnown, generously. A direction is there if it is known to 1e-4 of
+// itself: kNew. It is stored if the rounding of the column is still small against it: off by
+// eps/sqrt(kClearlyNew) = 32 eps of the dtype, at most. (A length of 3 %: columns of different
+// samples keep more, those of one sample whose weights have moved by a small step less.)
+constexpr double kKnown = 1e-12;
+constexpr double kNew = 1e-8;
+constexpr double kClearlyNew = 1e-3;
+
+// A round leaves 1e-4 of what a column shares with those before it, so that 4 are enough for
+// tolerances down to 1e-16, and as many again for the columns they lean on.
+constexpr int kMostRounds = 32;
 
 enum Kind { kFeatures, kAdjoints };
 
@@ -67,6 +73,7 @@ template <class T>
 struct Step {
     std::int64_t p, q, rank;  // earlier columns of this side and of the other, new directions
     bool refined;             // whether Z differs from X
+    bool* open;               // (B) whether a column of Z may hold a new direction
     std::int64_t* pivot;      // (B) which columns of Z are new directions
     double *b, *c;            // (p, B) U.X and the coefficients of Z, at last of X
     double *s, *z;            // (q, B) other images.Z and other basis.xi
@@ -87,7 +94,7 @@ struct Step {
     T* other;                  // (q, B) beta (k T + D U.X)
     T* noise;                  // (B, B) beta T, by noise column
     T* coupling;               // (q, B) beta times the part of W X along the other side
-    T *off_basis, *off_block;  // (p, B), (B, B) what a round takes off Z: basis and earlier columns
+    T *off_basis, *off_block;  // (p, B), (B, B) minus F and minus the transpose of N - 1
 };
 
 template <class T>
@@ -174,6 +181,7 @@ struct ConditionalHidden {
         arena.take(h.steps, members);
         for (int member = 0; member < team_members; ++member) {
             Step<T> step{};
+            arena.take(step.open, rows);
             arena.take(step.pivot, rows);
             for (double** array : {&step.a, &step.b, &step.c, &step.s, &step.z, &step.seen, &step.k,
                                    &step.gram_solved, &step.new_cross, &step.other_cross}) {
@@ -472,20 +480,18 @@ struct ConditionalHidden {
             std::copy_n(from.xx, batch * batch, step.xx);
 
             step.refined = false;
-            std::int64_t settled = project(layer, from);
-            // After a round what is left of the first open column is all of it, so that the next
-            // settles it: two rounds for the block, and one for each column that leans on another.
-            for (std::int64_t round = 0; settled < batch && round < batch + 2; ++round) {
-                settled = refine(index, settled);
-            }
+            bool settled = project(layer, from);
+            for (int round = 0; !settled && round < kMostRounds; ++round) settled = refine(index);
+            if (!settled)
+                bad.report(index + 1);  // never seen; but no answer rather than a wrong one
             factorize(layer);
             if (step.refined) compose();
             round_coefficients(layer);
         }
 
         // Given the inner products of Z, the coefficients c along the basis and the new directions
-        // T among the columns; returns how many columns, from the first, are settled.
-        std::int64_t project(std::int64_t layer, Slot from) {
+        // T among the columns; returns whether every column is settled.
+        bool project(std::int64_t layer, Slot from) {
             const std::int64_t p_ = step.p;
             const Small r = h.square(h.factor[side], layer);
             const Small c = wide_by(step.c, batch), e = wide_by(step.e, batch);
@@ -494,56 +500,83 @@ struct ConditionalHidden {
             std::copy_n(from.xx, batch * batch, step.e);
             multiply_small_transposed(batch, batch, p_, -1.0, c, c, true, e);
             solve_upper(p_, batch, r, c);
+
+            const Small t = wide_by(step.t, batch);
             const std::int64_t most = std::min(batch, (keep ? h.capacity : n) - p_);
             const double share = p.tolerance * p.tolerance;
-            return reveal_rank(
-                batch, most, e,
-                [&](std::int64_t j, double left) {
-                    const double whole = from.xx[j * batch + j];
-                    const double least = share * step.xx[j * batch + j];
-                    // Written so that NaN counts as dependent: it is found and reported elsewhere.
-                    if (!(whole > least)) return Novelty::none;
-                    return left > std::max(kClearlyNew * whole, least) ? Novelty::clear
-                                                                       : Novelty::unclear;
-                },
-                step.pivot, wide_by(step.t, batch), step.rank);
+            // What is not stored need not be well conditioned.
+            const double clearly = keep ? kClearlyNew : kNew;
+            // Squared: far from where the inverse of a direction's length overflows.
+            const double tiny = 100.0 * static_cast<double>(std::numeric_limits<T>::min());
+            bool settled = true;
+            step.rank = 0;
+            for (std::int64_t j = 0; j < batch; ++j) {
+                step.open[j] = false;
+                const double whole = from.xx[j * batch + j];
+                const double least = std::max(share * step.xx[j * batch + j], tiny * tiny);
+                // Written so that NaN counts as dependent: it is found and reported elsewhere.
+                if (!(whole > least) || step.rank == most) continue;
+                step.open[j] = true;
+                // What is left of the square, and the square of the numbers it is what is left of:
+                // lengths of the column and of its parts along the earlier ones.
+                double left = e(j, j), size = std::sqrt(whole);
+                for (std::int64_t i = step.rank; i-- > 0;) {
+                    left -= t(i, j) * t(i, j);
+                    double part = t(i, j);
+                    for (std::int64_t l = i + 1; l < step.rank; ++l) {
+                        part -= t(i, step.pivot[l]) * step.work[l];
+                    }
+                    step.work[i] = part / t(i, step.pivot[i]);
+                    const std::int64_t at = step.pivot[i];
+                    size += std::abs(step.work[i]) * std::sqrt(from.xx[at * batch + at]);
+                }
+                const double known = size * size;
+                if (left + kKnown * known <= least) {
+                    step.open[j] = false;
+                    continue;
+                }
+                if (!(left > std::max(kNew * known, least))) {
+                    settled = false;
+                    continue;
+                }
+                settled = settled && left > clearly * known;
+                append_row(step.rank, j, batch, std::sqrt(left), e, t);
+                step.pivot[step.rank++] = j;
+            }
+            return settled;
         }
 
-        // Takes off the columns of Z that are not settled what is known to lie along the basis and
-        // along the settled new directions, and measures again.
-        std::int64_t refine(std::int64_t index, std::int64_t settled) {
-            const std::int64_t layer = layer_at(index), p_ = step.p, rank = step.rank;
+        // Takes off every column of Z that may be new what lies along the basis and along the new
+        // directions among the columns before it, one column after the other, so that what is taken
+        // off is never longer than the column; and measures again.
+        bool refine(std::int64_t index) {
+            const std::int64_t layer = layer_at(index), p_ = step.p;
             const Small t = wide_by(step.t, batch), m = wide_by(step.m, batch);
             if (!step.refined) {
                 std::fill_n(step.a, p_ * batch, 0.0);
-                std::fill_n(step.m, batch * batch, 0.0);
-                for (std::int64_t j = 0; j < batch; ++j) m(j, j) = 1;
+                set_identity(batch, m);
             }
-            // Along the settled columns themselves: T_P x = t_j, and c_j less their share of it.
-            std::fill_n(step.off_basis, p_ * batch, T(0));
+            // Z = Z' N + U F, with the rounded coefficients: X = U (A + F M) + Z' (N M).
+            const Small f = wide_by(step.c, batch), unit = wide_by(step.work, batch);
+            set_identity(batch, unit);
             std::fill_n(step.off_block, batch * batch, T(0));
-            double* along = step.work;  // (rank)
-            for (std::int64_t j = settled; j < batch; ++j) {
-                for (std::int64_t i = rank - 1; i >= 0; --i) {
-                    along[i] = t(i, j);
-                    for (std::int64_t l = i + 1; l < rank; ++l) {
-                        along[i] -= t(i, step.pivot[l]) * along[l];
-                    }
-                    along[i] /= t(i, step.pivot[i]);
-                    const T rounded = static_cast<T>(along[i]);
-                    step.off_block[step.pivot[i] * batch + j] = -rounded;
-                    m(step.pivot[i], j) += static_cast<double>(rounded);
-                }
+            for (std::int64_t j = 0; j < batch; ++j) {
                 for (std::int64_t i = 0; i < p_; ++i) {
-                    double off = step.c[i * batch + j];
-                    for (std::int64_t l = 0; l < rank; ++l) {
-                        off -= step.c[i * batch + step.pivot[l]] * along[l];
-                    }
-                    const T rounded = static_cast<T>(off);
+                    const T rounded = step.open[j] ? static_cast<T>(f(i, j)) : T(0);
                     step.off_basis[i * batch + j] = -rounded;
-                    step.a[i * batch + j] += static_cast<double>(rounded);
+                    f(i, j) = static_cast<double>(rounded);
+                }
+                if (!step.open[j]) continue;
+                for (std::int64_t i = 0; i < step.rank && step.pivot[i] < j; ++i) {
+                    const T rounded = static_cast<T>(t(i, j) / t(i, step.pivot[i]));
+                    step.off_block[j * batch + step.pivot[i]] = -rounded;
+                    unit(step.pivot[i], j) = static_cast<double>(rounded);
                 }
             }
+            multiply_small(p_, batch, batch, 1.0, f, m, true, wide_by(step.a, batch));
+            const Small next = wide_by(step.e, batch);  // which has served
+            multiply_small(batch, batch, batch, 1.0, unit, m, false, next);
+            std::copy_n(step.e, batch * batch, step.m);
             team.for_tiles(h.chunks, 1, [&](std::int64_t chunk, std::int64_t) {
                 std::fill_n(sums(index + 1, chunk), slot_used(layer), 0.0);
                 for_tiles_of(chunk, [&](std::int64_t tile, std::int64_t first, std::int64_t count) {
@@ -568,7 +601,11 @@ struct ConditionalHidden {
             T* block = h.block + first;
             vector.combine(basis, stride, step.p, step.off_basis, batch, count, 0, x, stride, block,
                            n);
-            vector.combine(x, stride, batch, step.off_block, batch, count, 0, block, n, block, n);
+            for (std::int64_t j = 1; j < batch; ++j) {
+                if (!step.open[j]) continue;
+                vector.combine(block, n, j, step.off_block + j * batch, 1, count, 0, block + j * n,
+                               n, block + j * n, n);
+            }
             widen(block, n, count, wide);
             vector.products(basis, stride, step.p, wide, stride, batch, count, 0, to.b);
             vector.products(block, n, batch, wide, stride, batch, count, 0, to.xx);

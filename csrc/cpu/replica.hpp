@@ -431,6 +431,7 @@ void train_replicas(const Problem<T>& problem, Monitor& monitor, StateStream* re
     if (restore) {
         workspace[0].hidden.clear(problem);
         transfer<T, Hidden>(problem, workspace[0], *restore);
+        restore->finish();
     }
 
     if (!problem.replicas_in_parallel) {

@@ -13,6 +13,8 @@ class StateStream {
     virtual void numbers(const char* name, float* data, std::int64_t count) = 0;
     virtual void numbers(const char* name, double* data, std::int64_t count) = 0;
     virtual void numbers(const char* name, std::int64_t* data, std::int64_t count) = 0;
+    // After the last call: a reader throws std::invalid_argument if something was left over.
+    virtual void finish() {}
 };
 
 // The memory of a finished run, kept to be saved.

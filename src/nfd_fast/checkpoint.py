@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,27 +20,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nfd_fast import _core, arguments
+from nfd_fast.arguments import DTypeName
+from nfd_fast.model import BACKWARDS, SGD, ResNet
+
 FORMAT = "nfd_fast run"
 VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file holds: a description in plain values, and the arrays of the state."""
+    """What a file holds: what was run and how far, and the arrays of the state.
+
+    ``updates`` had been made; ``first_batch`` (B,) is batch 0 of the whole run; ``data`` is the
+    :func:`digest` of x and y.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
     arrays: dict[str, NDArray[Any]]
-
-    @property
-    def updates(self) -> int:
-        """SGD updates that had been made."""
-        return int(self.manifest["updates"])
-
-    @property
-    def first_batch(self) -> NDArray[np.int64]:
-        """Indices of batch 0 of the whole run, (B,)."""
-        return np.array(self.manifest["first_batch"], dtype=np.int64)
+    net: ResNet
+    sgd: SGD
+    engine: str
+    backward: str
+    seed: int
+    dtype: DTypeName
+    fine: int
+    updates: int
+    first_batch: NDArray[np.int64]
+    data: str
 
 
 def digest(*arrays: NDArray[Any] | None) -> str:
@@ -87,20 +96,59 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         If it isn't such a file, is damaged, or is of a later format.
     """
     source = Path(path)
-    try:
-        with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            # Reading a member to its end checks its checksum.
-            arrays = {name: archive[name] for name in archive.files}
-        manifest = json.loads(str(arrays.pop("manifest")))
-        known = manifest["format"] == FORMAT
-    except OSError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source} must be a whole file of Run.save, got {error}") from None
+    with source.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                # Reading a member to its end checks its checksum.
+                arrays = {name: archive[name] for name in archive.files}
+            manifest = json.loads(str(arrays.pop("manifest")))
+            known = manifest["format"] == FORMAT
+        except _DAMAGE as error:
+            raise ValueError(f"{source} must be a whole file of Run.save, got {error}") from None
     if not known:
         raise ValueError(f"{source} must be a file of Run.save, got {manifest['format']!r}")
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{source} must have format version {VERSION}, got {manifest.get('version')!r}"
         )
-    return Checkpoint(source, manifest, arrays)
+    try:
+        return Checkpoint(
+            path=source,
+            manifest=manifest,
+            arrays=arrays,
+            net=ResNet(**manifest["net"]),
+            sgd=SGD(**manifest["sgd"]),
+            engine=arguments.option("engine", manifest["engine"], list(_core.Engine.__members__)),
+            backward=arguments.option("backward", manifest["backward"], BACKWARDS),
+            seed=arguments.seed("seed", manifest["seed"]),
+            dtype=arguments.dtype_name(manifest["dtype"]),
+            fine=arguments.integer("fine", manifest["fine"], high=arguments.MAX_NOISE_DEPTH),
+            updates=arguments.integer("updates", manifest["updates"], high=arguments.MAX_INDEX),
+            first_batch=_indices(manifest["first_batch"]),
+            data=str(manifest["data"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{source} is damaged: its manifest lacks {error}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source} is damaged: in its manifest, {error}") from None
+
+
+# What reading bytes that are not such a file may raise, the archive's and JSON's depths included.
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RuntimeError,  # with NotImplementedError and RecursionError
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _indices(values: object) -> NDArray[np.int64]:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"first_batch must be a list of indices, got {arguments.describe(values)}")
+    high = 2**63 - 1
+    return np.array([arguments.integer("first_batch", v, low=0, high=high) for v in values])

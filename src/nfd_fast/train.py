@@ -70,8 +70,9 @@ def train(
         ``"dense"`` stores the weights. ``"conditional"`` never forms them: it draws what they
         answer, exactly in law at every width, in memory and time linear in n·L·(K+1)·B; the two
         agree in law, not path by path (they share W_in and V). A feature or adjoint that is
-        closer to earlier ones than 1e-5 of its length in float32, 1e-10 in float64, has their
-        answers alone: a coupling that comes from smaller movements than that is not seen.
+        closer to earlier ones than 1e-6 of its length in float32, 1e-10 in float64, has their
+        answers alone: movements smaller than that, as of float32 runs with learning rates
+        below 1e-6, follow the decoupled network's.
         ``"auto"`` takes dense if
         ``weights`` are given, else conditional from n = 4(K+1)B on or where the matrices don't
         fit. The choice is in the result.
@@ -228,19 +229,14 @@ def resume(
     """
     start = checkpoint.read(path)
     arguments.option("device", device, DEVICES)
-    manifest = start.manifest
-    try:
-        net, sgd = ResNet(**manifest["net"]), SGD(**manifest["sgd"])
-        engine, backward, seed = manifest["engine"], manifest["backward"], int(manifest["seed"])
-        name, fine = arguments.dtype_name(manifest["dtype"]), int(manifest["fine"])
-        wanted, expected = manifest["data"], len(start.first_batch)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{start.path} is damaged: its manifest lacks {error}") from None
+    net, sgd, name, expected = start.net, start.sgd, start.dtype, len(start.first_batch)
     keep_state = arguments.flag("keep_state", keep_state)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     targets, labels = _answers(net, sgd, y, len(inputs))
-    if checkpoint.digest(inputs, targets, labels) != wanted:
+    if checkpoint.digest(inputs, targets, labels) != start.data:
         raise ValueError("x and y must be the data of the saved run, got others")
+    if start.first_batch.max() >= len(inputs) or start.fine * net.depth > arguments.MAX_NOISE_DEPTH:
+        raise ValueError(f"{start.path} is damaged: in its manifest, first_batch or fine")
     index = _batches(batches, len(inputs))
     if index.shape[1] != expected:
         raise ValueError(f"batches must have {expected} samples each, got {index.shape[1]}")
@@ -253,9 +249,9 @@ def resume(
         targets=targets,
         labels=labels,
         batches=index,
-        seeds=(seed,),
-        backward=backward,
-        fine=fine,
+        seeds=(start.seed,),
+        backward=start.backward,
+        fine=start.fine,
         dtype=name,
         threads=thread_count(threads),
         weights=None,
@@ -265,13 +261,13 @@ def resume(
         keep_state=keep_state,
         start=start,
     )
-    _engine(engine, problem)
+    _engine(start.engine, problem)
     needed = dict.fromkeys(observables.COUPLINGS, "feature_coupling")
     needed["feature_movement"] = "first_features"
     for observable, array in needed.items():
         if observable in problem.record and array not in start.arrays:
             raise ValueError(f"record {observable!r} must have been recorded by the saved run too")
-    return _run(engine, problem, ensemble=False)
+    return _run(start.engine, problem, ensemble=False)
 
 
 class MemoryEstimate(NamedTuple):
@@ -315,6 +311,8 @@ def estimate_memory(
     ------
     ValueError
         For invalid arguments.
+    MemoryError
+        If the indices of the batches alone don't fit.
     """
     arguments.instance("net", net, ResNet)
     arguments.instance("sgd", sgd, SGD)
@@ -325,6 +323,7 @@ def estimate_memory(
         raise ValueError(
             f"(updates + 1) * batch must be at most 2**32, got ({updates} + 1) * {batch}"
         )
+    memory.require(8.0 * updates * batch, "take fewer updates or a smaller batch")
     classes = sgd.loss == "cross_entropy"
     problem = Problem(
         net=net,
@@ -388,6 +387,8 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     )
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])
+        if problem.start is not None:
+            update += problem.start.updates
         raise DivergenceError(update, layer, _QUANTITIES[quantity], problem.seeds[failed[0]], run)
     return run
 

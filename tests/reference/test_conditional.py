@@ -12,6 +12,7 @@ engine Ŵ⁰ itself.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -443,3 +444,62 @@ def test_which_couplings_vanish_in_the_limit(case: str) -> None:
     assert 5 * np.hypot(small_error, large_error) < np.log(1.6)
     expected = 1.0 if case == "unseen and oblique" else 16.0
     assert expected / 1.6 < small / large < expected * 1.6
+
+
+def smooth(kind: str) -> Array:
+    """Samples (B, d) whose singular values fall over many decades, none of them alone to blame."""
+    if kind == "sinc":
+        index = np.arange(96)
+        return 5 * np.sinc(0.8 * (index[:, None] - index))
+    if kind == "gaussian":
+        index = np.arange(48)
+        return 3.5 * np.exp(-((index[:, None] - index) ** 2) / (2 * 1.8**2))
+    if kind == "kahan":
+        size, sine = 60, 0.93
+        upper = np.eye(size) - math.sqrt(1 - sine**2) * np.triu(np.ones((size, size)), 1)
+        return 8 * (sine ** np.arange(size)[:, None] * upper).T
+    if kind == "moving averages":
+        noise = np.random.default_rng(0).normal(size=(96, 300))
+        for _ in range(7):
+            noise = noise + np.roll(noise, 1, axis=0)
+        return 0.05 * noise
+    pairs = np.random.default_rng(1).normal(size=(20, 64))  # twins that differ by 1e-3
+    return np.repeat(pairs, 2, axis=0) + 1e-3 * np.random.default_rng(2).normal(size=(40, 64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+@pytest.mark.parametrize("kind", ["sinc", "gaussian", "kahan", "moving averages", "twins"])
+def test_blocks_of_nearly_dependent_columns(kind: str, backward: str, dtype: str) -> None:
+    """A block that only several rounds take apart is answered like any other.
+
+    Asked again, it is no new direction and has the same answers, to rounding. And the answers to
+    combinations X v_k, v_k the right singular vectors, are n independent N(0, σ_k²/n) numbers:
+    their square, over what it should be, is χ²_n/n, within 1 ± 7√(2/n) but for 1e-11 (each of up to
+    96; skewed as it is, 1e-8). Rounding hides combinations below σ_k = 100 eps |X|.
+    """
+    x = smooth(kind)
+    width, batch = 1000, len(x)
+    net = nfd.ResNet(width, 1, inputs=x.shape[1], activation="identity")
+    run = nfd.train(
+        net,
+        nfd.SGD(0.0),
+        x,
+        np.linspace(-1, 1, batch),
+        batches=[range(batch)] * 2,
+        engine="conditional",
+        backward=backward,
+        dtype=dtype,
+        record=("features", "ranks"),
+    )
+    features = np.asarray(run.observables["features"])
+    eps = float(np.finfo(dtype).eps)
+    assert np.abs(features[1] - features[0]).max() <= 20 * eps * np.abs(features[0]).max()
+    ranks = np.asarray(run.observables["ranks"].features)
+    assert ranks[0, 0] == ranks[1, 0]
+    asked, answered = features[0, 0], features[0, 1] - features[0, 0]
+    left, sizes, _ = np.linalg.svd(asked, full_matrices=False)
+    clear = sizes > 100 * eps * sizes[0]
+    assert clear.sum() > 10
+    squares = ((left.T @ answered) ** 2).sum(axis=1) / sizes**2
+    assert (np.abs(squares - 1) < 7 * math.sqrt(2 / width))[clear].all()

@@ -86,32 +86,21 @@ NFD_FAST_HD inline void cholesky(std::int64_t size, Small e, Small r) {
     }
 }
 
-enum class Novelty { none, unclear, clear };
-
-// The columns of X, taken in order, in terms of those that are new directions: given their Gram
-// matrix E after projecting out what is known, finds the pivots and the rank x columns factor T in
-// echelon form with E = T^T T up to what is dropped. `judge(j, left)` says whether column j, given
-// what is left of its square, is a new direction; no more than `most` are. The first unclear column
-// ends it: returns how many columns are settled, and T holds the directions among them.
-template <class Judge>
-NFD_FAST_HD std::int64_t reveal_rank(std::int64_t columns, std::int64_t most, Small e, Judge judge,
-                                     std::int64_t* pivot, Small t, std::int64_t& rank) {
-    rank = 0;
-    for (std::int64_t j = 0; j < columns && rank < most; ++j) {
-        double left = e(j, j);
-        for (std::int64_t k = 0; k < rank; ++k) left -= t(k, j) * t(k, j);
-        const Novelty novelty = judge(j, left);
-        if (novelty == Novelty::unclear) return j;
-        if (novelty == Novelty::none) continue;
-        const double diagonal = ::sqrt(left);
-        for (std::int64_t i = 0; i < columns; ++i) {
-            double sum = i < j ? 0.0 : e(j, i);
-            for (std::int64_t k = 0; k < rank && i > j; ++k) sum -= t(k, j) * t(k, i);
-            t(rank, i) = i < j ? 0.0 : i == j ? diagonal : sum / diagonal;
-        }
-        pivot[rank++] = j;
+NFD_FAST_HD inline void set_identity(std::int64_t size, Small a) {
+    for (std::int64_t i = 0; i < size; ++i) {
+        for (std::int64_t j = 0; j < size; ++j) a(i, j) = i == j ? 1.0 : 0.0;
     }
-    return columns;
+}
+
+// Row `rank` of an upper echelon T with T^T T = E on the columns chosen so far, for column j of the
+// symmetric E, of which `diagonal` squared is left.
+NFD_FAST_HD inline void append_row(std::int64_t rank, std::int64_t j, std::int64_t columns,
+                                   double diagonal, Small e, Small t) {
+    for (std::int64_t i = 0; i < columns; ++i) {
+        double sum = i < j ? 0.0 : e(j, i);
+        for (std::int64_t k = 0; k < rank && i > j; ++k) sum -= t(k, j) * t(k, i);
+        t(rank, i) = i < j ? 0.0 : i == j ? diagonal : sum / diagonal;
+    }
 }
 
 }  // namespace NFD_FAST_TARGET
