@@ -23,10 +23,10 @@ eps·β on each of L layers, a few eps altogether, 3e-7 in float32 (seen: 2e-7 �
 That should count as the same direction, and does at 8 eps = 1e-6. (Where it doesn't, nothing is
 lost but a column: an answer to a column as it is stored is exact in law, whatever made it new.)
 No more than that may be dropped, since what is dropped is not felt by the reused weights: in
-float32, training steps of 1e-5 are, of 1e-6 for the most part. In float64 there is room for deeper and worse conditioned
-paths, and 1e-10 is what a residual must keep for its direction, known to eps/1e-10 = 2e-6, to mean
-something. The residual is measured, not taken from a difference of squares, which would be blind
-below 1e-7. Laws do not depend on the tolerance over two decades (tests).
+float32, training steps of 1e-5 are, of 1e-6 for the most part. In float64 there is room for deeper
+and worse conditioned paths, and 1e-10 is what a residual must keep for its direction, known to
+eps/1e-10 = 2e-6, to mean something. The residual is measured, not taken from a difference of
+squares, which would be blind below 1e-7. Laws do not depend on it over two decades (tests).
 """
 
 

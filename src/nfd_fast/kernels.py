@@ -29,9 +29,6 @@ __all__ = [
     "words",
 ]
 
-_SMALL = 2**24
-"""Bytes up to which a result is allocated without asking the system, which takes 0.1 ms."""
-
 
 def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """Return raw Philox4x32-10 blocks.
@@ -436,8 +433,7 @@ def _output(
     """Return ``out`` after checking that it can take the result, or a new array."""
     if out is None:
         needed = math.prod(shape) * dtype.itemsize
-        if needed > _SMALL:
-            memory.require(needed, "take smaller sizes, or give out")
+        memory.require(needed, "take smaller sizes, or give out")
         return np.empty(shape, dtype=dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         raise ValueError(

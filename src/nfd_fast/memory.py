@@ -26,6 +26,10 @@ _VERSIONS = {
 """By controller, as a process's list of groups names it: the second version's has no name."""
 
 
+SMALL = 2**24
+"""Bytes that are simply taken: to ask for what is available takes as long as a small run."""
+
+
 def available_bytes(root: str = "/") -> int | None:
     """Return the bytes that this process can still take, or None if the system doesn't tell.
 
@@ -44,6 +48,8 @@ def available_bytes(root: str = "/") -> int | None:
 
 def require(needed: float, way_out: str) -> None:
     """Raise MemoryError if ``needed`` bytes are more than is available."""
+    if needed <= SMALL:
+        return
     available = available_bytes()
     if available is not None and needed > available:
         raise MemoryError(

@@ -103,6 +103,26 @@ def test_a_damaged_or_foreign_file_is_refused(saved: Path, tmp_path: Path) -> No
 
     refused(b"")
     refused(b"not an archive at all")
+    # In the archive's own fields: the compression, a version, flags, where its end is.
+    start = good.rindex(b"PK\x01\x02")
+    for where, value in ((10, 77), (6, 109), (8, 1), (8, 64), (42, 255)):
+        content = bytearray(good)
+        content[start + where] = value
+        refused(bytes(content))
+    end = good.rindex(b"PK\x05\x06")
+    for where in (16, 19):
+        content = bytearray(good)
+        content[end + where] ^= 0xF0
+        refused(bytes(content))
+    found = checkpoint.read(saved)
+    np.savez_compressed(tmp_path / "packed.npz", manifest=np.array("[" * 10**5), **found.arrays)
+    refused((tmp_path / "packed.npz").read_bytes())
+    np.savez_compressed(tmp_path / "packed.npz", manifest=np.array("{}"), **found.arrays)
+    packed = (tmp_path / "packed.npz").read_bytes()
+    for where in rng.integers(200, len(packed) // 2, size=20):
+        content = bytearray(packed)
+        content[where] ^= 0xFF
+        refused(bytes(content))
     for cut in (10, len(good) // 2, len(good) - 10):
         refused(good[:cut])
     for where in rng.integers(200, len(good) - 3000, size=5):
@@ -122,13 +142,20 @@ def test_a_damaged_or_foreign_file_is_refused(saved: Path, tmp_path: Path) -> No
         ("features", lambda a: a.astype(np.float64), "damaged: features is missing or of another"),
         ("feature_ranks", lambda a: a + 10**6, "damaged: a rank is out of range"),
         ("feature_ranks", lambda a: a * 0 - 1, "damaged: a rank is out of range"),
+        ("features", lambda a: np.append(a, a[:1]), "damaged: features is too long"),
+        (
+            "features",
+            lambda a: a * np.float32(np.nan),
+            "damaged: features has entries that are not",
+        ),
+        ("more", lambda a: np.zeros(3), "damaged: more does not belong to it"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
     saved: Path, name: str, change: Any, match: str
 ) -> None:
     found = checkpoint.read(saved)
-    checkpoint.write(saved, found.manifest, found.arrays | {name: change(found.arrays[name])})
+    checkpoint.write(saved, found.manifest, found.arrays | {name: change(found.arrays.get(name))})
     with pytest.raises(ValueError, match=match):
         nfd.resume(saved, X, Y, batches=BATCHES[2:])
 
@@ -159,3 +186,49 @@ def test_only_a_kept_single_run_can_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep_state needs a single seed"):
         nfd.train(net, nfd.SGD(0.1), X, Y, batches=BATCHES, seed=[1, 2], keep_state=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"net": None}, "in its manifest, "),
+        ({"net": {"width": 3}}, "in its manifest, "),
+        ({"engine": "auto"}, "engine must be one of 'dense', 'conditional', got 'auto'"),
+        ({"engine": []}, "engine must be one of"),
+        ({"backward": "foo"}, "backward must be one of"),
+        ({"backward": "decoupled"}, "does not belong to it"),
+        ({"fine": 0}, "fine must be a positive integer"),
+        ({"fine": 2**24}, "first_batch or fine"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"seed": 2**64}, "seed must be an integer"),
+        ({"updates": None}, "updates must be a positive integer"),
+        ({"first_batch": [0.5, 1]}, "first_batch must be a nonnegative integer"),
+        ({"first_batch": []}, "first_batch must be a list of indices"),
+        ({"first_batch": [0, 1, 12]}, "first_batch or fine"),
+        ({"dtype": "float16"}, "dtype must be one of"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(saved: Path, change: Any, match: str) -> None:
+    found = checkpoint.read(saved)
+    checkpoint.write(saved, {**found.manifest, **change}, found.arrays)
+    with pytest.raises(ValueError, match=match) as caught:
+        nfd.resume(saved, X, Y, batches=BATCHES[2:])
+    assert f"{saved} is damaged: " in str(caught.value)
+    del found.manifest["updates"]  # type: ignore[attr-defined]
+    checkpoint.write(saved, found.manifest, found.arrays)
+    with pytest.raises(ValueError, match="is damaged: its manifest lacks 'updates'"):
+        nfd.resume(saved, X, Y, batches=BATCHES[2:])
+
+
+def test_divergence_counts_from_the_start_of_the_whole_run(tmp_path: Path) -> None:
+    net, sgd = nfd.ResNet(9, 3, inputs=5, outputs=2, activation="identity"), nfd.SGD(300.0)
+    batches = np.tile(BATCHES[:1], (60, 1))
+    with pytest.raises(nfd.DivergenceError) as caught:
+        nfd.train(net, sgd, X, Y, batches=batches)
+    whole = caught.value
+    assert whole.update > 1
+    nfd.train(net, sgd, X, Y, batches=batches[:1], keep_state=True).save(tmp_path / "one")
+    with pytest.raises(nfd.DivergenceError) as caught:
+        nfd.resume(tmp_path / "one", X, Y, batches=batches[1:])
+    rest = caught.value
+    assert (rest.update, rest.layer, rest.quantity) == (whole.update, whole.layer, whole.quantity)

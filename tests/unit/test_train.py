@@ -146,9 +146,12 @@ def test_too_little_memory_is_said_before_allocating(monkeypatch: pytest.MonkeyP
         train(net=nfd.ResNet(width=10**6, depth=10**5, inputs=3))
     with pytest.raises(MemoryError, match="take a smaller width or depth"):
         nfd.initial_weights(nfd.ResNet(width=10**6, depth=1000, inputs=3), 0)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    with pytest.raises(MemoryError, match="take a smaller width, depth or batch"):
-        train()
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**7)
+    for engine in ("dense", "conditional"):
+        with pytest.raises(MemoryError, match="take a smaller width, depth or batch"):
+            train(net=nfd.ResNet(width=10**5, depth=20, inputs=3), engine=engine)
+    with pytest.raises(MemoryError, match="take fewer updates or a smaller batch"):
+        nfd.estimate_memory(NET, SGD, updates=10**6, batch=4000)
 
 
 def test_the_memory_estimate_is_what_is_taken() -> None:
