@@ -7,6 +7,7 @@ void register_info(pybind11::module_& module);
 void register_noise(pybind11::module_& module);
 void register_activations(pybind11::module_& module);
 void register_layers(pybind11::module_& module);
+void register_theory(pybind11::module_& module);
 void register_training(pybind11::module_& module);
 }  // namespace nfd_fast::bindings
 
@@ -17,5 +18,6 @@ PYBIND11_MODULE(_core, module) {
     bindings::register_noise(module);
     bindings::register_activations(module);
     bindings::register_layers(module);
+    bindings::register_theory(module);
     bindings::register_training(module);
 }

@@ -15,8 +15,10 @@ from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
+from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
+from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
 from nfd_fast.train import MemoryEstimate, estimate_memory, initial_weights, resume, train  # noqa: E402
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "SGD",
     "STREAMS",
     "DivergenceError",
+    "InitialKernels",
     "MemoryEstimate",
     "MinEigenvalues",
     "Ranks",
@@ -34,10 +37,12 @@ __all__ = [
     "build_info",
     "data",
     "estimate_memory",
+    "initial_kernels",
     "initial_weights",
     "kernels",
     "reference",
     "resume",
+    "solve_limit",
     "statistics",
     "train",
 ]

@@ -66,6 +66,24 @@ def initial_matrices(
 def apply_activation(
     activation: int, derivative: bool, x: NDArray[_Real], out: NDArray[_Real]
 ) -> None: ...
+def gaussian_moments(
+    activation: int,
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    product: NDArray[np.float64],
+    slope_product: NDArray[np.float64],
+    threads: int,
+) -> None: ...
+def initial_kernels(
+    activation: int,
+    factor: float,
+    skip: bool,
+    features: NDArray[np.float64],
+    adjoints: NDArray[np.float64],
+    products: NDArray[np.float64],
+    threads: int,
+) -> None: ...
 def residual_forward(
     hidden: NDArray[_Real],
     features: NDArray[_Real],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nfd_fast import arguments
 from nfd_fast.model import SGD, ResNet
 
 Array = NDArray[np.float64]
@@ -99,6 +101,33 @@ class Run:
         if self._save is None:
             raise ValueError("this run kept no state; train with keep_state=True to save it")
         self._save(path)
+
+    def standard_errors(self, name: str = "outputs") -> Array:
+        """Return the standard error of the mean over replicas of a recorded array.
+
+        Parameters
+        ----------
+        name : str
+            An observable that is one array.
+
+        Returns
+        -------
+        array
+            The array's shape without the replica axis: s/√R with the sample standard deviation s.
+
+        Raises
+        ------
+        ValueError
+            If the run is not an ensemble of two replicas or more, or has no such array.
+        """
+        arrays = [k for k, v in self.observables.items() if isinstance(v, np.ndarray)]
+        arguments.option("name", name, arrays)
+        if len(self.seeds) < 2:
+            raise ValueError(
+                f"standard errors need an ensemble of at least 2 seeds, got {len(self.seeds)}"
+            )
+        values = np.asarray(self.observables[name])
+        return np.asarray(values.std(axis=0, ddof=1) / math.sqrt(len(self.seeds)))
 
     def __repr__(self) -> str:
         replicas = f"{len(self.seeds)} replicas, " if self.ensemble else ""

@@ -11,6 +11,7 @@ with it.
 ``losses``           mean squared error and cross entropy
 ``network``          weights at initialisation, forward and backward pass, SGD (DESIGN §1)
 ``observables``      what a run can record (DESIGN §5)
+``theory``           moments and kernels at infinite width (DESIGN §3.1)
 ``training``         the loop
 ===================  ===========================================================================
 """
@@ -33,6 +34,7 @@ from nfd_fast.reference.observables import (
     feature_movement,
     min_eigenvalues,
 )
+from nfd_fast.reference.theory import gaussian_moments, initial_kernels
 from nfd_fast.reference.training import train
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "feature_kernels",
     "feature_movement",
     "forward_pass",
+    "gaussian_moments",
+    "initial_kernels",
     "initial_weights",
     "layer_normal",
     "min_eigenvalues",
