@@ -69,6 +69,8 @@ class Run:
         ``"reused"`` or ``"decoupled"``.
     dtype : str
         Floating-point type of the network's state.
+    noise_depth : int
+        Fine layers of noise: runs of different depth that have it in common share their noise.
     """
 
     outputs: Array
@@ -81,6 +83,7 @@ class Run:
     ensemble: bool
     backward: str
     dtype: str
+    noise_depth: int
     _save: Callable[[str | os.PathLike[str]], None] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:

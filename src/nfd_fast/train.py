@@ -383,6 +383,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         ensemble=ensemble,
         backward=problem.backward,
         dtype=problem.dtype,
+        noise_depth=problem.net.depth * problem.fine,
         _save=save if problem.keep_state and not failed.size else None,
     )
     if failed.size:

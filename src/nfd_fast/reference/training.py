@@ -116,6 +116,7 @@ def train(
         ensemble=ensemble,
         backward=backward,
         dtype=dtype,
+        noise_depth=net.depth if noise_depth is None else noise_depth,
     )
     if divergences:
         where, diverged_seed = divergences[0]

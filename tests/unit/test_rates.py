@@ -1,0 +1,181 @@
+"""Strong errors and fitted rates: known power laws, coverage, and runs whose rates are known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nfd_fast as nfd
+from nfd_fast.statistics import fit_rate, mean_intervals, strong_errors
+
+pytest.importorskip("scipy", reason="scipy is in the study extra")
+
+SIZES = np.array([8.0, 16.0, 32.0, 64.0])
+
+
+def test_an_exact_power_law_is_found() -> None:
+    rows = np.array([[1.0], [3.0], [0.5]]) * 2.5 * SIZES**-1.7
+    rate = fit_rate(SIZES, rows)
+    assert rate.slope == pytest.approx(-1.7, rel=1e-12)
+    assert (rate.low, rate.high) == pytest.approx((-1.7, -1.7), rel=1e-12)
+    assert rate.constant == pytest.approx(2.5 * 1.5, rel=1e-12)
+    assert rate.bend == pytest.approx(0, abs=1e-12)
+    shuffled = [2, 0, 3, 1]
+    again = fit_rate(SIZES[shuffled], rows[:, shuffled])
+    assert again == pytest.approx(rate, rel=1e-9, abs=1e-12)
+
+
+def test_the_bend_is_the_change_of_slope_between_halves() -> None:
+    """log e = −c − c²/10 about the middle: slopes −1 − c/5; middles are half the range apart."""
+    c = np.log(SIZES) - np.log(SIZES).mean()
+    rate = fit_rate(SIZES, np.exp(-c - c**2 / 10) * np.ones((5, 1)))
+    assert rate.slope == pytest.approx(-1, rel=1e-12)
+    assert rate.bend == pytest.approx(-0.2 * (c[-1] - c[0]) / 2, rel=1e-12)
+    assert not rate.asymptotic
+
+
+def simulated(rng: np.random.Generator, replicas: int) -> np.ndarray:
+    """Errors of slope −1, of which replicas share a factor, as squares of Gaussians on one path."""
+    shared = rng.gamma(4.0, size=(replicas, 1))
+    return shared * rng.gamma(2.0, size=(replicas, len(SIZES))) / SIZES
+
+
+@pytest.mark.parametrize("replicas", [100, 400])
+def test_coverage_of_slopes_and_bends(replicas: int) -> None:
+    """Of 3000 simulations, 93–97 % of the 95 % intervals hold the truth.
+
+    0.02 is 5 standard errors of √(0.95·0.05/3000): 6e-7 were the coverage exact.
+    """
+    rng = np.random.default_rng(replicas)
+    covered = np.zeros(2)
+    simulations = 3000
+    for _ in range(simulations):
+        rate = fit_rate(SIZES, simulated(rng, replicas))
+        covered += [rate.low <= -1 <= rate.high, rate.asymptotic]
+    assert (np.abs(covered / simulations - 0.95) < 0.02).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "errors", "message"),
+    [
+        (SIZES[:2], np.ones((4, 2)), "sizes must be at least 3, got 2"),
+        ([1, 2, 2], np.ones((4, 3)), "sizes must be positive and distinct, got [1.0, 2.0, 2.0]"),
+        ([0, 1, 2], np.ones((4, 3)), "sizes must be positive and distinct"),
+        (SIZES, np.ones((4, 3)), "errors must have shape (replicas, 4), got (4, 3)"),
+        (SIZES, np.ones((1, 4)), "errors must have at least 2 replicas, got 1"),
+        (SIZES, np.zeros((3, 4)), "errors must be positive, got 0.0"),
+        (SIZES, -np.ones((3, 4)), "errors must be positive, got -1.0"),
+        (SIZES, np.full((3, 4), np.nan), "errors must be finite"),
+    ],
+)
+def test_rates_refuse(sizes: Any, errors: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit_rate(sizes, errors)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 2.0])
+def test_rates_refuse_confidences(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence must be"):
+        fit_rate(SIZES, simulated(np.random.default_rng(0), 5), confidence)
+
+
+X, Y = np.array([[1.0, 0.2], [-0.6, 0.9]]), np.array([1.0, -1.0])
+FINE = 128
+
+
+def trained(depth: int, **changes: Any) -> nfd.Run:
+    given: dict[str, Any] = {
+        "net": nfd.ResNet(300, depth, 2),
+        "sgd": nfd.SGD(0.3),
+        "x": X,
+        "y": Y,
+        "batches": [[0, 1], [1, 0]],
+        "seed": range(8),
+        "noise_depth": FINE,
+        "backward": "decoupled",
+        "engine": "conditional",
+        "dtype": "float64",
+        "record": ["features", "adjoints"],
+    } | changes
+    return nfd.train(**given)
+
+
+def test_strong_errors_are_what_they_say() -> None:
+    run, reference = trained(4), trained(32)
+    found = strong_errors(run, reference)
+    for name, errors, layers in (
+        ("features", found.features, found.feature_layers),
+        ("adjoints", found.adjoints, found.adjoint_layers),
+    ):
+        ours, theirs = (np.asarray(r.observables[name]) for r in (run, reference))
+        squares = np.array(
+            [((ours[:, :, at] - theirs[:, :, 8 * at]) ** 2).mean(axis=(2, 3)) for at in range(5)]
+        )  # (L+1, R, rows)
+        assert errors.shape == squares.shape[1:]
+        for row, layer in enumerate(layers):
+            assert squares[:, :, row].mean(axis=1).argmax() == layer
+            np.testing.assert_allclose(errors[:, row], squares[layer, :, row], rtol=1e-12)
+    assert mean_intervals(found.features).estimate.shape == (3,)
+    single = strong_errors(trained(4, seed=0), trained(32, seed=0))
+    np.testing.assert_allclose(single.features.shape, (1, 3))
+
+
+def test_the_decoupled_network_nears_its_limit_on_shared_noise() -> None:
+    """DESIGN §3.2, tanh: adjoints at O(1/L); features about L^-1.8 at initialisation, slower then.
+
+    Wide enough that the chance of kernels at finite width, O(1/(nL)), does not show. The
+    reference's own error steepens slopes by up to log(16/(16−2))/log 4 = 0.1.
+    """
+    depths, width = [4, 8, 16], 2000
+    reference = trained(FINE, net=nfd.ResNet(width, FINE, 2))
+    errors = [
+        strong_errors(trained(depth, net=nfd.ResNet(width, depth, 2)), reference)
+        for depth in depths
+    ]
+    for update in range(2):
+        adjoints = fit_rate(depths, np.stack([e.adjoints[:, update] for e in errors], axis=1))
+        assert adjoints.low > -1.25
+        assert adjoints.high < -0.95
+    before, after = (
+        fit_rate(depths, np.stack([e.features[:, row] for e in errors], axis=1)) for row in (0, 2)
+    )
+    assert before.low > -2.2
+    assert before.high < -1.6
+    assert after.low > before.high
+
+
+@pytest.mark.parametrize(
+    ("run", "reference", "message"),
+    [
+        (3, {}, "run must be an nfd_fast.Run, got 3"),
+        ({"record": ["features"]}, {}, "run must have recorded 'adjoints'"),
+        ({}, {"net": nfd.ResNet(300, 16, 2)}, "run's depth 4, at least 8 times it, got 16"),
+        (
+            {"net": nfd.ResNet(300, 64, 2)},
+            {"net": nfd.ResNet(300, 32, 2)},
+            "a multiple of run's depth 64",
+        ),
+        ({}, {"net": nfd.ResNet(200, 32, 2)}, "the same net but for the depth"),
+        ({}, {"sgd": nfd.SGD(0.2)}, "the same sgd"),
+        ({}, {"seed": range(1, 9)}, "the same seeds"),
+        ({}, {"backward": "reused"}, "the same backward, got 'decoupled' and 'reused'"),
+        ({"noise_depth": 32}, {}, "the same noise_depth, got 32 and 128"),
+        ({}, {"batches": [[0, 1]]}, "the same outputs' shape"),
+    ],
+)
+def test_strong_errors_refuse(run: Any, reference: dict[str, Any], message: str) -> None:
+    first = run if run == 3 else trained(**({"depth": 4, "seed": range(8)} | run))
+    second = trained(**({"depth": 32, "seed": range(8)} | reference))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        strong_errors(first, second)
+
+
+def test_runs_say_their_noise_depth() -> None:
+    run = trained(4, seed=0)
+    assert run.noise_depth == FINE
+    assert trained(4, seed=0, noise_depth=None).noise_depth == 4
+    assert replace(run, noise_depth=8).noise_depth == 8
