@@ -10,7 +10,7 @@ from nfd_fast import blas as _blas  # loads the library that the compiled module
 
 _blas.load()
 
-from nfd_fast import data, kernels, reference, statistics  # noqa: E402
+from nfd_fast import data, kernels, reference, statistics, theory  # noqa: E402
 from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info  # noqa: E402
@@ -44,5 +44,6 @@ __all__ = [
     "resume",
     "solve_limit",
     "statistics",
+    "theory",
     "train",
 ]

@@ -13,8 +13,8 @@ from nfd_fast.model import SGD, ResNet
 from nfd_fast.results import Run
 from nfd_fast.train import train
 
-COUPLINGS = {"none": "decoupled", "reused": "reused"}
-"""The limits, and the backward weights of the networks that have them."""
+BACKWARD = {"none": "decoupled", "reused": "reused"}
+"""The limits, by coupling, and the backward weights of the networks that have them."""
 
 
 def solve_limit(
@@ -93,7 +93,7 @@ def solve_limit(
             f"net must have parameterization='depth_mup', which has limits of infinite depth, got "
             f"{net.parameterization!r}"
         )
-    arguments.option("coupling", coupling, tuple(COUPLINGS))
+    arguments.option("coupling", coupling, tuple(BACKWARD))
     width = arguments.integer("particles", particles, high=arguments.MAX_INDEX)
     return train(
         replace(net, width=width),
@@ -102,7 +102,7 @@ def solve_limit(
         y,
         batches=batches,
         seed=seed,
-        backward=COUPLINGS[coupling],
+        backward=BACKWARD[coupling],
         engine="conditional",
         noise_depth=noise_depth,
         dtype=dtype,

@@ -1,4 +1,4 @@
-"""Infinitely wide networks at initialisation: kernels without sampling (DESIGN §3)."""
+"""Infinitely wide networks without sampling: initial kernels, linear networks in training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from nfd_fast import _core, arguments, memory
 from nfd_fast.extras import MissingExtraError
-from nfd_fast.model import ACTIVATIONS, TRAINABLE, ResNet
+from nfd_fast.limit import BACKWARD
+from nfd_fast.model import ACTIVATIONS, SGD, TRAINABLE, ResNet
+from nfd_fast.problem import answers, batch_indices
+from nfd_fast.reference.losses import LOSSES
 from nfd_fast.threads import thread_count
 
 Array = NDArray[np.float64]
@@ -221,3 +224,174 @@ def _check(name: str, kernel: Array) -> None:
 
 def _largest(kernel: Array) -> str:
     return "beyond the reach of the quadrature" if np.isnan(kernel).any() else str(math.inf)
+
+
+class LinearRun(NamedTuple):
+    """Outputs (K+1, B, C) and losses (K+1,) of an infinitely wide linear network in training."""
+
+    outputs: Array
+    losses: Array
+
+
+DEPENDENT = 1e-12
+"""A column with a smaller share of its norm left is a combination of earlier ones."""
+
+
+def linear_training(
+    net: ResNet,
+    sgd: SGD,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    batches: ArrayLike,
+    coupling: str = "none",
+) -> LinearRun:
+    """Return the training run of a network with identity activation at n = ∞ and finite depth.
+
+    Without an activation every feature and adjoint is a linear combination of independent standard
+    Gaussians: the embeddings of the inputs, the readouts, and one for each new direction that a
+    layer is asked about. Inner products over neurons become those of the coefficients, and the run
+    is computed from these alone, with no sampling: an oracle for every sampled engine.
+
+    Parameters
+    ----------
+    net : ResNet
+        ``activation="identity"``; its width does not count.
+    sgd, x, y, batches
+        As in :func:`nfd_fast.train`.
+    coupling : str
+        ``"none"``: independent backward weights; ``"reused"``: the same ones.
+
+    Returns
+    -------
+    LinearRun
+        Rows as of :func:`nfd_fast.train`, in float64.
+
+    Raises
+    ------
+    ValueError
+        For another activation, and for anything that doesn't fit together.
+    MemoryError
+        If the coefficients don't fit: 64 L² ((K+1) B)² bytes, time alike.
+
+    Notes
+    -----
+    DESIGN §2 in the space of coefficients: the fresh noise ξ of a direction is a unit vector of its
+    own, orthogonal to everything before it.
+
+    Examples
+    --------
+    >>> import nfd_fast as nfd
+    >>> net = nfd.ResNet(width=1, depth=4, inputs=1, activation="identity")
+    >>> sgd = nfd.SGD(1.0, train=("hidden",))
+    >>> run = nfd.theory.linear_training(net, sgd, [[1.0]], [1.0], batches=[[0]])
+    >>> run.outputs[:, 0, 0]  # (1 + T/L)^L − 1 of DESIGN §3.4
+    array([0.        , 1.44140625])
+    """
+    arguments.instance("net", net, ResNet)
+    arguments.instance("sgd", sgd, SGD)
+    if net.activation != "identity":
+        raise ValueError(f"net must have activation='identity', got {net.activation!r}")
+    arguments.option("coupling", coupling, tuple(BACKWARD))
+    samples = arguments.finite_array("x", x, ("samples", net.inputs), np.float64)
+    if not len(samples):
+        raise ValueError("x must hold at least one sample, got none")
+    targets, labels = answers(net, sgd, y, len(samples))
+    index = batch_indices(batches, len(samples))
+    truth = targets if targets is not None else labels
+    assert truth is not None
+    updates, batch = index.shape
+    network = _LinearNetwork(net, sgd, (updates + 1) * batch, reused=coupling == "reused")
+    outputs, losses = np.empty((updates + 1, batch, net.outputs)), np.empty(updates + 1)
+    for k, rows in enumerate([*index, index[0]]):
+        features = network.forward(samples[rows])
+        outputs[k] = features[-1] @ network.readout.T
+        each, residuals = LOSSES[sgd.loss](outputs[k], truth[rows])
+        losses[k] = each.mean()
+        if k < updates:
+            network.update(samples[rows], features, residuals)
+    _check("sgd and net", outputs)
+    return LinearRun(outputs, losses)
+
+
+class _Asked:
+    """Orthonormal directions that a matrix, or its transpose, was asked about, and its answers."""
+
+    def __init__(self, size: int) -> None:
+        self.directions, self.answers = np.empty((0, size)), np.empty((0, size))
+
+    def answer(self, column: Array, source: int, across: _Asked | None) -> Array:
+        """Return the initial matrix times a column, whose new direction has a source of its own."""
+        along = self.directions @ column
+        rest = column - along @ self.directions
+        again = self.directions @ rest  # orthogonalised twice
+        rest -= again @ self.directions
+        along += again
+        length = float(np.linalg.norm(rest))
+        found = along @ self.answers
+        if length > DEPENDENT * float(np.linalg.norm(column)):
+            direction = rest / length
+            image = np.zeros_like(column)
+            image[source] = 1.0
+            if across is not None:
+                image += (across.answers @ direction) @ across.directions
+            self.directions = np.vstack([self.directions, direction])
+            self.answers = np.vstack([self.answers, image])
+            found = found + length * image
+        return np.asarray(found)
+
+
+class _LinearNetwork:
+    """Weights and passes of :func:`linear_training`; vectors are rows of coefficients."""
+
+    def __init__(self, net: ResNet, sgd: SGD, columns: int, *, reused: bool) -> None:
+        self.net, self.sgd, self.reused, self.columns = net, sgd, reused, columns
+        size = net.inputs + net.outputs + 2 * net.depth * columns
+        memory.require(32.0 * net.depth * columns * size, "take a smaller depth or fewer columns")
+        self.embedding = np.eye(net.inputs, size)  # (d, size)
+        self.readout = np.eye(net.outputs, size, net.inputs)  # (C, size)
+        self.asked = [(_Asked(size), _Asked(size)) for _ in range(net.depth)]
+        self.learned: list[list[tuple[Array, Array]]] = [[] for _ in range(net.depth)]
+        self.passes = [0, 0]  # columns so far, forward and backward
+
+    def _through(self, layer: int, block: Array, direction: int) -> Array:
+        """Return Ŵ_l times each row of a block, or its transpose's (direction 1)."""
+        own, other = self.asked[layer][direction], self.asked[layer][1 - direction]
+        first = self.net.inputs + self.net.outputs
+        first += (2 * layer + direction) * self.columns + self.passes[direction]
+        across = other if self.reused else None
+        found = np.array([own.answer(row, first + i, across) for i, row in enumerate(block)])
+        for change in self.learned[layer]:  # −η β m Σ_b w_b G_b A_bᵀ
+            left, right = change if direction == 0 else change[::-1]
+            found += (block @ right.T) @ left
+        return found
+
+    def forward(self, x: Array) -> list[Array]:
+        layers = [x @ self.embedding / math.sqrt(self.net.inputs)]
+        for layer in range(self.net.depth):
+            branch = self.net.branch_factor * self._through(layer, layers[-1], 0)
+            layers.append(layers[-1] + branch if self.net.skip else branch)
+        self.passes[0] += len(x)
+        return layers
+
+    def update(self, x: Array, features: list[Array], residuals: Array) -> None:
+        """Make the backward pass of a batch and change the weights that are trained."""
+        net, batch = self.net, len(x)
+        single = net.outputs == 1
+        above = np.repeat(self.readout, batch, axis=0) if single else residuals @ self.readout
+        weights = residuals if single else np.ones((batch, 1))  # (B, 1)
+        step = -self.sgd.learning_rate / batch
+        changes = []
+        for layer in reversed(range(net.depth)):
+            changes.append((step * net.branch_factor * weights * above, features[layer]))
+            branch = net.branch_factor * self._through(layer, above, 1)
+            above = above + branch if net.skip else branch
+        self.passes[1] += batch
+        trained = self.sgd.train
+        if "hidden" in trained:
+            for learned, change in zip(self.learned, reversed(changes), strict=True):
+                learned.append(change)
+        if "input" in trained:
+            self.embedding = self.embedding + step / math.sqrt(net.inputs) * x.T @ (weights * above)
+        if "readout" in trained:
+            self.readout = self.readout + step * residuals.T @ features[-1]

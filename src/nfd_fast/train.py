@@ -15,7 +15,7 @@ from nfd_fast import _core, arguments, checkpoint, conditional, dense, memory, o
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
-from nfd_fast.problem import Problem
+from nfd_fast.problem import Problem, answers, batch_indices
 from nfd_fast.results import Run
 from nfd_fast.threads import thread_count
 
@@ -142,7 +142,7 @@ def train(
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     if not len(inputs):
         raise ValueError("x must hold at least one sample, got none")
-    targets, labels = _answers(net, sgd, y, len(inputs))
+    targets, labels = answers(net, sgd, y, len(inputs))
     seeds, ensemble = _seeds(seed)
     fine = _fine_layers(net, noise_depth)
     overwrite = arguments.flag("overwrite_weights", overwrite_weights)
@@ -159,7 +159,7 @@ def train(
         targets = targets if targets is None or not overwrite else targets.copy()
     elif overwrite:
         raise ValueError("overwrite_weights needs weights to overwrite, got weights=None")
-    index = _batches(batches, len(inputs))
+    index = batch_indices(batches, len(inputs))
     for name_, size in (("width", net.width), ("inputs", net.inputs), ("batch", index.shape[1])):
         if size > MAX_BLAS_SIZE:
             raise ValueError(f"{name_} must be at most 2**31 - 1 to train, got {size}")
@@ -232,12 +232,12 @@ def resume(
     net, sgd, name, expected = start.net, start.sgd, start.dtype, len(start.first_batch)
     keep_state = arguments.flag("keep_state", keep_state)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
-    targets, labels = _answers(net, sgd, y, len(inputs))
+    targets, labels = answers(net, sgd, y, len(inputs))
     if checkpoint.digest(inputs, targets, labels) != start.data:
         raise ValueError("x and y must be the data of the saved run, got others")
     if start.first_batch.max() >= len(inputs) or start.fine * net.depth > arguments.MAX_NOISE_DEPTH:
         raise ValueError(f"{start.path} is damaged: in its manifest, first_batch or fine")
-    index = _batches(batches, len(inputs))
+    index = batch_indices(batches, len(inputs))
     if index.shape[1] != expected:
         raise ValueError(f"batches must have {expected} samples each, got {index.shape[1]}")
     if (start.updates + len(index) + 1) * expected > arguments.MAX_INDEX:
@@ -479,50 +479,6 @@ def _engine(asked: str, problem: Problem) -> str:
     if asked != "auto":
         return asked
     return "conditional" if needs or conditional.is_cheaper(problem) else "dense"
-
-
-def _answers(
-    net: ResNet, sgd: SGD, y: ArrayLike, samples: int
-) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
-    """Return (targets, None) for mse and (None, labels) for cross_entropy."""
-    if sgd.loss == "cross_entropy":
-        if net.outputs < 2:
-            raise ValueError("loss 'cross_entropy' needs outputs of at least 2, got outputs=1")
-        labels = arguments.as_array("y", y)
-        if labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"y must be integer labels for loss 'cross_entropy', got dtype {labels.dtype}"
-            )
-        arguments.check_shape("y", labels, (samples,))
-        if samples and (labels.min() < 0 or labels.max() >= net.outputs):
-            bad = int(np.argmax((labels < 0) | (labels >= net.outputs)))
-            raise ValueError(
-                f"y must be labels in 0 ... {net.outputs - 1}, got {labels[bad]} at index {bad}"
-            )
-        return None, np.array(labels, dtype=np.int64, order="C")  # a copy: it stays as checked
-    targets = arguments.as_array("y", y)
-    if net.outputs == 1 and targets.ndim == 1:
-        targets = targets[:, None]
-    return arguments.finite_array("y", targets, (samples, net.outputs), np.float64), None
-
-
-def _batches(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
-    array = arguments.as_array("batches", batches)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"batches must have shape (updates, batch) with at least one of each, got {array.shape}"
-        )
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"batches must be integer indices, got dtype {array.dtype}")
-    if array.min() < 0 or array.max() >= samples:
-        bad = array[(array < 0) | (array >= samples)].flat[0]
-        raise ValueError(f"batches must be indices in 0 ... {samples - 1}, got {bad}")
-    updates, batch = array.shape
-    if (updates + 1) * batch > arguments.MAX_INDEX:
-        raise ValueError(
-            f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
-        )
-    return np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
 
 
 def _seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
