@@ -28,9 +28,8 @@ void moments(int activation, const Numbers& first, const Numbers& second, const 
     const double *a = first.data(), *b = second.data(), *c = covariance.data();
     double *value = product.mutable_data(), *slope = slope_product.mutable_data();
     PythonMonitor monitor(1, py::none());
-    run_monitored(monitor, [&] {
-        gaussian_moments(chosen, count, a, b, c, value, slope, monitor, threads);
-    });
+    run_monitored(
+        monitor, [&] { gaussian_moments(chosen, count, a, b, c, value, slope, monitor, threads); });
 }
 
 void kernels_of(int activation, double factor, bool skip, Numbers& features, Numbers& adjoints,

@@ -13,11 +13,11 @@ namespace {
 // The trapezoidal rule in two independent normals z, w, with u = sqrt(a) z and v = p z + q w. Its
 // error falls exponentially in 1/step: as exp(-2 pi d/step) for functions analytic within d of the
 // real line, where tanh, softplus and their derivatives have their first pole at pi/2 or more from
-// it in u, hence d = pi/(2 sigma) in z; and as exp(-2 pi^2/(step^2 (1 + 2 sigma^2))) for gelu, which
-// has none but grows along the imaginary line as a Gaussian. With steps of 0.25/sigma both are
-// below 1e-15; beyond 8.6 standard deviations lies less than 1e-17 of the weight.
-// The number of nodes grows with the variance; beyond the largest, and for what is not a variance,
-// the moments are NaN.
+// it in u, hence d = pi/(2 sigma) in z; and as exp(-2 pi^2/(step^2 (1 + 2 sigma^2))) for gelu,
+// which has none but grows along the imaginary line as a Gaussian. With steps of 0.25/sigma both
+// are below 1e-15; beyond 8.6 standard deviations lies less than 1e-17 of the weight. The number of
+// nodes grows with the variance; beyond the largest, and for what is not a variance, the moments
+// are NaN.
 constexpr double kMostVariance = 1e4;
 
 class Quadrature {
@@ -115,9 +115,9 @@ void gaussian_moments(Activation activation, std::int64_t count, const double* a
         team.for_tiles(count, 1, [&](std::int64_t i, std::int64_t) {
             if (team.polls) monitor.poll();
             if (monitor.stopped()) return;
-            const GaussianMoments moments = moments_of(
-                activation, a[i], b[i], c[i], quadratures[static_cast<std::size_t>(team.rank)],
-                monitor);
+            const GaussianMoments moments =
+                moments_of(activation, a[i], b[i], c[i],
+                           quadratures[static_cast<std::size_t>(team.rank)], monitor);
             product[i] = moments.product;
             slope_product[i] = moments.slope_product;
         });

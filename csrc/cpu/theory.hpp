@@ -14,8 +14,8 @@ void gaussian_moments(Activation activation, std::int64_t count, const double* a
                       const double* c, double* product, double* slope_product, Monitor& monitor,
                       int threads);
 
-// The kernels of an infinitely wide network of `depth` layers; all (.., batch, batch), C-contiguous,
-// with factor = beta^2:
+// The kernels of an infinitely wide network of `depth` layers; all (.., batch, batch),
+// C-contiguous, with factor = beta^2:
 //     products_l = E[phi phi](S_{l-1}),  S_l = S_{l-1} + factor products_l      (l = 1 ... depth)
 //     G_{l-1} = G_l + factor G_l o E[phi' phi'](S_{l-1}),  G_depth = 1
 // without S_{l-1} and G_l as first terms if there is no skip. `features` and `adjoints` have

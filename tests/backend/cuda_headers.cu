@@ -1,8 +1,10 @@
 // Compiled, not run, where nvcc exists: the shared headers must stay valid device code.
 #include "nfd_fast/activations.hpp"
+#include "nfd_fast/gaussian_moments.hpp"
 #include "nfd_fast/losses.hpp"
 #include "nfd_fast/normal.hpp"
 #include "nfd_fast/philox.hpp"
+#include "nfd_fast/small_matrix.hpp"
 
 namespace {
 
@@ -26,6 +28,12 @@ __global__ void headers(std::uint32_t key0, std::uint32_t key1, T* out, double* 
     const double outputs[2] = {static_cast<double>(sum), 1.0};
     loss[threadIdx.x] = nfd_fast::mse(outputs, outputs, 2, chi) +
                         nfd_fast::cross_entropy(outputs, 1, 2, chi) + chi[0];
+    const auto moments = nfd_fast::closed_moments(nfd_fast::Activation::relu, 1.0, 2.0, chi[0]);
+    double square[4] = {2.0, 1.0, 1.0, 2.0};
+    const nfd_fast::Small factor{square, 2};
+    nfd_fast::cholesky(2, factor, factor);
+    nfd_fast::append_row(0, 0, 2, 1.0, factor, factor);
+    loss[threadIdx.x] += moments.product + moments.slope_product + square[0];
 }
 
 template __global__ void headers<float>(std::uint32_t, std::uint32_t, float*, double*);
