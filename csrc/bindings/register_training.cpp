@@ -144,6 +144,7 @@ class StateWriter final : public StateStream {
 
     template <class Number>
     void write(const char* name, const Number* data, std::int64_t count) {
+        if (count == 0) return;
         Entry& entry = entries_[name];
         if (!filling_) {
             entry.count += count;

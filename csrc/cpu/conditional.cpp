@@ -506,14 +506,16 @@ struct ConditionalHidden {
             const double share = p.tolerance * p.tolerance;
             // What is not stored need not be well conditioned.
             const double clearly = keep ? kClearlyNew : kNew;
-            // Squared: far from where the inverse of a direction's length overflows.
-            const double tiny = 100.0 * static_cast<double>(std::numeric_limits<T>::min());
+            // Squared: far from where the inverse of a direction's length overflows in T, and from
+            // where a square loses digits in float64.
+            const double shortest = 16.0 * static_cast<double>(std::numeric_limits<T>::min());
+            const double tiny = std::max(shortest * shortest, 1e-290);
             bool settled = true;
             step.rank = 0;
             for (std::int64_t j = 0; j < batch; ++j) {
                 step.open[j] = false;
                 const double whole = from.xx[j * batch + j];
-                const double least = std::max(share * step.xx[j * batch + j], tiny * tiny);
+                const double least = std::max(share * smallest_share(j), tiny);
                 // Written so that NaN counts as dependent: it is found and reported elsewhere.
                 if (!(whole > least) || step.rank == most) continue;
                 step.open[j] = true;
@@ -544,6 +546,18 @@ struct ConditionalHidden {
                 step.pivot[step.rank++] = j;
             }
             return settled;
+        }
+
+        // The square of a column of Z below which, times a share, nothing depends on it: it may
+        // stand for more of another column of X than of its own, by the square of its factor in M.
+        double smallest_share(std::int64_t j) const {
+            double smallest = step.xx[j * batch + j];
+            for (std::int64_t k = 0; k < batch && step.refined; ++k) {
+                const double factor = step.m[j * batch + k];
+                const double square = step.xx[k * batch + k];
+                if (square < smallest * factor * factor) smallest = square / (factor * factor);
+            }
+            return smallest;
         }
 
         // Takes off every column of Z that may be new what lies along the basis and along the new

@@ -227,8 +227,9 @@ def strong_errors(run: Run, reference: Run) -> StrongErrors:
     Notes
     -----
     DESIGN §5: layer l is compared with layer l·L_ref/L. The share of the reference's own error is
-    of order 1/8 to the rate's power. The conditional engine's ranks must agree for its noise to
-    mean the same in both (DESIGN §2); runs of different backward weights are never compared.
+    of order 1/8 to the rate's power. The engines do not share their paths, so that both runs should
+    name theirs, and the conditional engine's ranks must agree for its noise to mean the same in
+    both (DESIGN §2).
     """
     for name, given in (("run", run), ("reference", reference)):
         arguments.instance(name, given, Run)
@@ -246,6 +247,7 @@ def strong_errors(run: Run, reference: Run) -> StrongErrors:
         ("sgd", run.sgd, reference.sgd),
         ("seeds", run.seeds, reference.seeds),
         ("backward", run.backward, reference.backward),
+        ("engine", run.engine, reference.engine),
         ("noise_depth", run.noise_depth, reference.noise_depth),
         ("outputs' shape", run.outputs.shape, reference.outputs.shape),
     ):
@@ -272,6 +274,57 @@ def _worst_layers(states: Array, others: Array) -> tuple[Array, NDArray[np.int64
     errors = ((states - others) ** 2).mean(axis=(3, 4))
     layers = errors.mean(axis=0).argmax(axis=1)
     return errors[:, np.arange(len(layers)), layers], layers
+
+
+def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Intervals:
+    """Squared difference of the means over replicas of a recorded array, without sampling bias.
+
+    Parameters
+    ----------
+    run, reference : Run
+        Ensembles with the same seeds, whose replicas are compared in pairs: what a pair shares, as
+        noise under one ``noise_depth``, cancels.
+    statistic : str
+        An observable of both that is one array, of the same shape: it has no layers, or both have
+        as many.
+
+    Returns
+    -------
+    Intervals
+        Of the array's shape without the replica axis: the estimate is unbiased, and so may be
+        negative where the means differ by less than they are known to; the interval, of at least
+        95%, holds the square of every difference that a paired t-test does not reject.
+
+    Raises
+    ------
+    ValueError
+        If the runs are not such a pair, or of fewer than 2 replicas.
+
+    Notes
+    -----
+    DESIGN §5. With differences δ_r of R pairs, of mean δ and variance s²: δ² − s²/R.
+    """
+    for name, given in (("run", run), ("reference", reference)):
+        arguments.instance(name, given, Run)
+        arrays = [k for k, v in given.observables.items() if isinstance(v, np.ndarray)]
+        arguments.option("statistic", statistic, arrays)
+    if run.seeds != reference.seeds or len(run.seeds) < 2:
+        raise ValueError(
+            "run and reference must have the same seeds, at least 2, got "
+            f"{arguments.describe(run.seeds)} and {arguments.describe(reference.seeds)}"
+        )
+    ours, theirs = (np.asarray(r.observables[statistic]) for r in (run, reference))
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"statistic must have one shape in run and reference, got {ours.shape} and "
+            f"{theirs.shape}"
+        )
+    differences = ours - theirs
+    mean, low, high = mean_intervals(differences)
+    variance = differences.var(axis=0, ddof=1) / len(differences)
+    ends = np.stack([low**2, high**2])
+    inside = (low <= 0) & (high >= 0)
+    return Intervals(mean**2 - variance, np.where(inside, 0.0, ends.min(axis=0)), ends.max(axis=0))
 
 
 class Rate(NamedTuple):
@@ -365,19 +418,20 @@ def fit_rate(sizes: ArrayLike, errors: ArrayLike, confidence: float = 0.95) -> R
     # The slope of a c² + … changes by 2 a over a unit of c, and half apart lie the halves' middles.
     bend_of = 2 * half * np.linalg.pinv(parabola)[0]
 
+    exponents = _exponents(rows)
+    rows = np.ldexp(rows, -exponents)
     scale = rows.mean(axis=0)
-    relative = rows / scale
-    resampled = np.log(_resampling(len(rows)) @ relative) + np.log(scale)
+    fitted = np.log(scale) + exponents * math.log(2)
+    resampled = np.log(_resampling(len(rows)) @ (rows / scale)) + fitted
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(resampled @ slope_of, tails)
     bend_low, bend_high = np.quantile(resampled @ bend_of, tails)
-    fitted = np.log(scale)
     slope = float(fitted @ slope_of)
     return Rate(
         slope,
         float(low),
         float(high),
-        math.exp(float(fitted.mean()) - slope * float(logs.mean())),
+        float(np.exp(fitted.mean() - slope * logs.mean())),
         float(fitted @ bend_of),
         float(bend_low),
         float(bend_high),

@@ -270,7 +270,8 @@ def linear_training(
     Raises
     ------
     ValueError
-        For another activation, and for anything that doesn't fit together.
+        For another activation, for anything that doesn't fit together, and for a run that
+        diverges.
     MemoryError
         If the coefficients don't fit: 64 L² ((K+1) B)² bytes, time alike.
 
@@ -303,14 +304,19 @@ def linear_training(
     updates, batch = index.shape
     network = _LinearNetwork(net, sgd, (updates + 1) * batch, reused=coupling == "reused")
     outputs, losses = np.empty((updates + 1, batch, net.outputs)), np.empty(updates + 1)
-    for k, rows in enumerate([*index, index[0]]):
-        features = network.forward(samples[rows])
-        outputs[k] = features[-1] @ network.readout.T
-        each, residuals = LOSSES[sgd.loss](outputs[k], truth[rows])
-        losses[k] = each.mean()
-        if k < updates:
-            network.update(samples[rows], features, residuals)
-    _check("sgd and net", outputs)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k, rows in enumerate([*index, index[0]]):
+            features = network.forward(samples[rows])
+            outputs[k] = features[-1] @ network.readout.T
+            each, residuals = LOSSES[sgd.loss](outputs[k], truth[rows])
+            losses[k] = each.mean()
+            if not (np.isfinite(outputs[k]).all() and np.isfinite(losses[k])):
+                raise ValueError(
+                    f"sgd must have a learning rate at which training stays finite, got "
+                    f"{sgd.learning_rate}, at which outputs overflow after {k} updates"
+                )
+            if k < updates:
+                network.update(samples[rows], features, residuals)
     return LinearRun(outputs, losses)
 
 

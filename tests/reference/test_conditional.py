@@ -451,6 +451,15 @@ def smooth(kind: str) -> Array:
     if kind == "sinc":
         index = np.arange(96)
         return 5 * np.sinc(0.8 * (index[:, None] - index))
+    if kind == "slow sinc":  # numerically of rank 29
+        index = np.arange(96)
+        return 5 * np.sinc(0.3 * (index[:, None] - index))
+    if kind == "hilbert":  # largest last: early columns turn out to depend on later ones
+        index = np.arange(24)
+        return 1.0 / (index[::-1, None] + index + 1)
+    if kind == "wide gaussian":
+        index = np.arange(96)
+        return np.exp(-((index[:, None] - index) ** 2) / (2 * 30**2))
     if kind == "gaussian":
         index = np.arange(48)
         return 3.5 * np.exp(-((index[:, None] - index) ** 2) / (2 * 1.8**2))
@@ -469,14 +478,28 @@ def smooth(kind: str) -> Array:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
-@pytest.mark.parametrize("kind", ["sinc", "gaussian", "kahan", "moving averages", "twins"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sinc",
+        "slow sinc",
+        "gaussian",
+        "wide gaussian",
+        "kahan",
+        "hilbert",
+        "moving averages",
+        "twins",
+    ],
+)
 def test_blocks_of_nearly_dependent_columns(kind: str, backward: str, dtype: str) -> None:
     """A block that only several rounds take apart is answered like any other.
 
-    Asked again, it is no new direction and has the same answers, to rounding. And the answers to
+    Asked again, it is no new direction and has the same answers, to rounding and, where columns
+    were found to be no new directions, to the tolerance times a few. And the answers to
     combinations X v_k, v_k the right singular vectors, are n independent N(0, σ_k²/n) numbers:
     their square, over what it should be, is χ²_n/n, within 1 ± 7√(2/n) but for 1e-11 (each of up to
-    96; skewed as it is, 1e-8). Rounding hides combinations below σ_k = 100 eps |X|.
+    96; skewed as it is, 1e-8). Rounding hides combinations below σ_k = 100 eps |X|, and what was
+    dropped those below a thousand tolerances.
     """
     x = smooth(kind)
     width, batch = 1000, len(x)
@@ -494,12 +517,14 @@ def test_blocks_of_nearly_dependent_columns(kind: str, backward: str, dtype: str
     )
     features = np.asarray(run.observables["features"])
     eps = float(np.finfo(dtype).eps)
-    assert np.abs(features[1] - features[0]).max() <= 20 * eps * np.abs(features[0]).max()
-    ranks = np.asarray(run.observables["ranks"].features)
-    assert ranks[0, 0] == ranks[1, 0]
+    ranks = np.asarray(run.observables["ranks"].features)[:, 0]
+    dropped = 0.0 if ranks[0] == batch else conditional.TOLERANCE[dtype]
+    difference = np.abs(features[1] - features[0]).max()
+    assert difference <= (20 * eps + 3 * dropped) * np.abs(features[0]).max()
+    assert ranks[0] <= ranks[1] <= ranks[0] + (1 if dropped else 0)
     asked, answered = features[0, 0], features[0, 1] - features[0, 0]
     left, sizes, _ = np.linalg.svd(asked, full_matrices=False)
-    clear = sizes > 100 * eps * sizes[0]
-    assert clear.sum() > 10
+    clear = sizes > max(100 * eps, 1000 * dropped) * sizes[0]
+    assert clear.sum() > 3
     squares = ((left.T @ answered) ** 2).sum(axis=1) / sizes**2
     assert (np.abs(squares - 1) < 7 * math.sqrt(2 / width))[clear].all()

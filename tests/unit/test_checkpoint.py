@@ -232,3 +232,17 @@ def test_divergence_counts_from_the_start_of_the_whole_run(tmp_path: Path) -> No
         nfd.resume(tmp_path / "one", X, Y, batches=batches[1:])
     rest = caught.value
     assert (rest.update, rest.layer, rest.quantity) == (whole.update, whole.layer, whole.quantity)
+
+
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+@pytest.mark.parametrize("engine", ["dense", "conditional"])
+def test_layers_that_were_never_asked_can_be_continued(
+    tmp_path: Path, engine: str, backward: str
+) -> None:
+    """Inputs of zero leave every feature zero, and no direction to remember."""
+    net, sgd, x, y = nfd.ResNet(64, 2, inputs=3), nfd.SGD(0.1), np.zeros((2, 3)), [1.0, 2.0]
+    options: dict[str, Any] = {"engine": engine, "backward": backward}
+    whole = nfd.train(net, sgd, x, y, batches=[[0], [1]], **options)
+    nfd.train(net, sgd, x, y, batches=[[0]], keep_state=True, **options).save(tmp_path / "zero")
+    rest = nfd.resume(tmp_path / "zero", x, y, batches=[[1]])
+    assert np.array_equal(rest.losses, whole.losses[1:])
