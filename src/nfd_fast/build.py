@@ -21,7 +21,8 @@ def build_info() -> dict[str, object]:
     dict
         ``version``, ``python``, ``numpy``, ``platform``, ``compiler``, ``instruction_set`` (in
         use), ``instruction_sets_supported`` and ``instruction_sets_compiled``, ``blas``,
-        ``threads`` (default), ``memory_available_gib`` (None if the system doesn't tell).
+        ``threads`` (default), ``memory_available_gib`` (None if the system doesn't tell),
+        ``activations`` (with their formulas).
     """
     memory = available_bytes()
     return {
@@ -36,4 +37,8 @@ def build_info() -> dict[str, object]:
         "blas": _core.blas(),
         "threads": _core.default_threads(),
         "memory_available_gib": None if memory is None else round(memory / 2**30, 1),
+        "activations": tuple(
+            f"{name} = {formula}"
+            for name, formula in zip(_core.ACTIVATIONS, _core.ACTIVATION_FORMULAS, strict=True)
+        ),
     }

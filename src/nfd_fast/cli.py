@@ -284,11 +284,7 @@ def _announce(cell: Cell, dataset: DataSet) -> None:
         updates=cell.updates,
         batch=cell.batch,
         replicas=cell.replicas,
-        backward=cell.backward,
-        engine=cell.engine,
-        dtype=cell.dtype,
-        threads=cell.threads,
-        record=(),
+        **cell.options,
     )
     available = memory.available_bytes()
     if needed >= 2**30 and (available is None or needed <= available):
@@ -323,5 +319,6 @@ def _info(options: argparse.Namespace) -> None:
     width = max(map(len, build))
     for name, value in build.items():
         if isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
+            separator = ("\n" + " " * (width + 2)) if name == "activations" else ", "
+            value = separator.join(map(str, value))
         print(f"{name.replace('_', ' '):<{width}}  {value}")

@@ -217,13 +217,8 @@ def _infinite(net: ResNet, first: Array, trained: tuple[str, ...], threads: int)
 
 def _check(name: str, kernel: Array) -> None:
     if not np.isfinite(kernel).all():
-        raise ValueError(
-            f"{name} must have kernels of moderate size, got one that is {_largest(kernel)}"
-        )
-
-
-def _largest(kernel: Array) -> str:
-    return "beyond the reach of the quadrature" if np.isnan(kernel).any() else str(math.inf)
+        size = "beyond the reach of the quadrature" if np.isnan(kernel).any() else "inf"
+        raise ValueError(f"{name} must have kernels of moderate size, got one that is {size}")
 
 
 class LinearRun(NamedTuple):

@@ -427,29 +427,32 @@ def test_labels_are_checked(make_problem: Callable[..., Any], source: str) -> No
         train(single, sgd, problem.x, 0 * problem.y, batches=problem.batches)
 
 
+def divergences(
+    *arguments: Any, **options: Any
+) -> tuple[nfd_fast.DivergenceError, nfd_fast.DivergenceError]:
+    """Return what the reference and the engine raise for the same run, which they name alike."""
+    errors = []
+    for train in (reference.train, nfd_fast.train):
+        with pytest.raises(nfd_fast.DivergenceError) as caught:
+            train(*arguments, **options)
+        errors.append(caught.value)
+    first, second = errors
+    for name in ("update", "layer", "quantity", "seed"):
+        assert getattr(first, name) == getattr(second, name), name
+    assert first.run is not None
+    assert second.run is not None
+    return first, second
+
+
 def test_divergence_is_named_alike(make_problem: Callable[..., Any]) -> None:
     """A run that overflows says when and where, and keeps the rows before; so does an ensemble.
 
     η = 1e25 in float32: the first update gives weights near 1e25, which the second pass overflows.
     """
     net = nfd_fast.ResNet(width=5, depth=3, inputs=3, activation="identity")
-    problem = make_problem(updates=3)
+    x, y, batches = make_problem(updates=3)
     for seed in (1, [1, 2]):
-        errors = []
-        for train in (reference.train, nfd_fast.train):
-            with pytest.raises(nfd_fast.DivergenceError) as caught:
-                train(
-                    net,
-                    nfd_fast.SGD(1e25),
-                    problem.x,
-                    problem.y,
-                    batches=problem.batches,
-                    seed=seed,
-                )
-            errors.append(caught.value)
-        first, second = errors
-        for name in ("update", "layer", "quantity", "seed"):
-            assert getattr(first, name) == getattr(second, name), name
+        first, second = divergences(net, nfd_fast.SGD(1e25), x, y, batches=batches, seed=seed)
         assert (first.update, first.quantity, first.seed) == (1, "features", 1)
         assert first.run is not None
         assert second.run is not None
@@ -467,26 +470,12 @@ def test_adjoints_that_overflow_are_named_alike(make_problem: Callable[..., Any]
     weights = nfd_fast.initial_weights(net, 0, "decoupled")
     assert weights.backward_hidden is not None
     weights.backward_hidden[...] *= 1e15
-    problem = make_problem(updates=3)
-    errors = []
-    for train in (reference.train, nfd_fast.train):
-        with pytest.raises(nfd_fast.DivergenceError) as caught:
-            train(
-                net,
-                nfd_fast.SGD(0.1),
-                problem.x,
-                problem.y,
-                batches=problem.batches,
-                weights=weights,
-                backward="decoupled",
-            )
-        errors.append(caught.value)
-    first, second = errors
-    for name in ("update", "layer", "quantity", "seed"):
-        assert getattr(first, name) == getattr(second, name), name
+    x, y, batches = make_problem(updates=3)
+    options = {"batches": batches, "weights": weights, "backward": "decoupled"}
+    first, second = divergences(net, nfd_fast.SGD(0.1), x, y, **options)
     assert (first.update, first.quantity) == (0, "adjoints")
     assert 0 <= first.layer < 3
-    for error in errors:
+    for error in (first, second):
         assert error.run is not None
         assert np.isfinite(error.run.losses[0])
         assert np.isnan(error.run.losses[1:]).all()

@@ -176,6 +176,17 @@ class Cell(_Training):
         )
 
     @property
+    def options(self) -> dict[str, Any]:
+        """How it is run: what :func:`nfd_fast.train` and ``estimate_memory`` take alike."""
+        return {
+            "backward": self.backward,
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "record": (),
+        }
+
+    @property
     def description(self) -> str:
         """Canonical JSON of everything the numbers depend on, the package's version included."""
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["matters"]}

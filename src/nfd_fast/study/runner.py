@@ -109,12 +109,8 @@ def train_cell(
         dataset.targets(cell.loss),
         batches=batches,
         seed=cell.seeds,
-        backward=cell.backward,
-        engine=cell.engine,
-        dtype=cell.dtype,
-        threads=cell.threads,
-        record=(),
         progress=progress,
+        **cell.options,
     )
 
 
