@@ -43,9 +43,9 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
                           Array<std::int64_t> batches, Array<std::uint64_t> seeds,
                           std::optional<Array<T>> input, std::optional<Array<T>> hidden,
                           std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
-                          bool overwrite, bool keep_adjoints, bool keep_first_features,
-                          bool keep_coupling, double tolerance, Array<std::int64_t> last_batch,
-                          std::int64_t first_update) {
+                          bool overwrite, std::int64_t record_every, bool keep_adjoints,
+                          bool keep_first_features, bool keep_coupling, double tolerance,
+                          Array<std::int64_t> last_batch, std::int64_t first_update) {
     TrainingTask<T> task;
     const std::int64_t samples = x.shape(0), inputs = x.shape(1);
     require_shape("x", x, {samples, inputs});
@@ -65,6 +65,9 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
                            [bound](std::int64_t i) { return 0 <= i && i < bound; });
     };
     require_shape("last_batch", last_batch, {batches.shape(1)});
+    if (record_every < 1 || depth % record_every != 0) {
+        throw py::value_error("record_every must divide the depth");
+    }
     if (first_update < 0 || !within(batches, samples) || !within(last_batch, samples) ||
         (labels && !within(*labels, outputs)) || activation < 0 || activation >= activation_count) {
         throw py::value_error("batches, labels and activation must be in range");
@@ -99,6 +102,7 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
     p.seeds = task.seeds.data();
     p.replicas = task.seeds.size();
     p.overwrite = overwrite;
+    p.record_every = record_every;
     p.keep_adjoints = keep_adjoints;
     p.keep_first_features = keep_first_features;
     p.keep_coupling = keep_coupling;
@@ -231,6 +235,7 @@ Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
                              py::object progress, bool keep_state, std::optional<py::dict> state) {
     Problem<T>& p = task.problem;
     const std::int64_t rows = p.updates + 1, layers = p.stack.depth + 1, batch = p.stack.batch;
+    const std::int64_t recorded = p.stack.depth / p.record_every + 1;
     const auto record = [&](const char* name, std::initializer_list<std::int64_t> shape) {
         if (!records.contains(name)) return static_cast<double*>(nullptr);
         const py::object given = records[name];
@@ -244,8 +249,9 @@ Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
     };
     p.records.outputs = record("outputs", {p.replicas, rows, batch, p.outputs});
     p.records.losses = record("losses", {p.replicas, rows});
-    p.records.features = record("features", {p.replicas, rows, layers, batch, p.stack.width});
-    p.records.adjoints = record("adjoints", {p.replicas, p.updates, layers, batch, p.stack.width});
+    p.records.features = record("features", {p.replicas, rows, recorded, batch, p.stack.width});
+    p.records.adjoints =
+        record("adjoints", {p.replicas, p.updates, recorded, batch, p.stack.width});
     p.records.feature_kernels = record("feature_kernels", {p.replicas, rows, layers, batch, batch});
     p.records.activation_kernels =
         record("activation_kernels", {p.replicas, rows, p.stack.depth, batch, batch});
@@ -304,9 +310,9 @@ void register_typed(py::module_& module, const char* name) {
              py::arg("labels").noconvert(), py::arg("outputs"), py::arg("batches").noconvert(),
              py::arg("seeds").noconvert(), py::arg("input").noconvert(),
              py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
-             py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("keep_adjoints"),
-             py::arg("keep_first_features"), py::arg("keep_coupling"), py::arg("tolerance"),
-             py::arg("last_batch").noconvert(), py::arg("first_update"))
+             py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("record_every"),
+             py::arg("keep_adjoints"), py::arg("keep_first_features"), py::arg("keep_coupling"),
+             py::arg("tolerance"), py::arg("last_batch").noconvert(), py::arg("first_update"))
         .def(
             "bytes",
             [](const TrainingTask<T>& task, Engine engine, int threads, bool replicas_in_parallel) {

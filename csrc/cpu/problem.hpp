@@ -33,8 +33,8 @@ struct Divergence {
 struct Records {
     double* outputs = nullptr;             // (K+1, B, C)
     double* losses = nullptr;              // (K+1,)
-    double* features = nullptr;            // (K+1, L+1, B, n)
-    double* adjoints = nullptr;            // (K, L+1, B, n)
+    double* features = nullptr;            // (K+1, L/record_every + 1, B, n)
+    double* adjoints = nullptr;            // (K, L/record_every + 1, B, n)
     double* feature_kernels = nullptr;     // (K+1, L+1, B, B)
     double* activation_kernels = nullptr;  // (K+1, L, B, B) of phi(H_{l-1}), l = 1 ... L
     double* adjoint_kernels = nullptr;     // (K, L+1, B, B)
@@ -79,10 +79,11 @@ struct Problem {
     int threads;
     bool replicas_in_parallel;  // one replica per thread at a time; else all threads on each
 
-    bool keep_adjoints;        // of all layers: needed to record them
-    bool keep_first_features;  // of row 0: needed for the movement
-    bool keep_coupling;        // conditional engine: needed to record the couplings
-    double tolerance;          // conditional engine: see conditional.hpp
+    std::int64_t record_every;  // features and adjoints of layers 0, record_every, ... are recorded
+    bool keep_adjoints;         // of all layers: needed to record them
+    bool keep_first_features;   // of row 0: needed for the movement
+    bool keep_coupling;         // conditional engine: needed to record the couplings
+    double tolerance;           // conditional engine: see conditional.hpp
     Records records;
     Divergence* divergences;  // (replicas,)
 };

@@ -331,6 +331,11 @@ class Replica {
         monitor_.advance(p_.updates + 1 - update);
     }
 
+    double* recorded(double* states, std::int64_t row, std::int64_t layer) const {
+        const std::int64_t layers = p_.stack.depth / p_.record_every + 1;
+        return states + (row * layers + layer / p_.record_every) * p_.stack.layer_size();
+    }
+
     void record_features(std::int64_t replica, std::int64_t k, Team team) {
         const LayerStack& s = p_.stack;
         const std::int64_t layers = s.depth + 1;
@@ -339,9 +344,8 @@ class Replica {
         double* scratch = w_.gram + team.rank * gram_scratch(s.batch);
         team.for_tiles(layers, 1, [&](std::int64_t l, std::int64_t) {
             if (stopped(team)) return;
-            if (p_.records.features) {
-                std::copy_n(features(l), s.layer_size(),
-                            p_.records.features + (row * layers + l) * s.layer_size());
+            if (p_.records.features && l % p_.record_every == 0) {
+                std::copy_n(features(l), s.layer_size(), recorded(p_.records.features, row, l));
             }
             if (p_.records.feature_kernels) {
                 gram(features(l), s.batch, s.width, -1, scratch, monitor_, team,
@@ -372,9 +376,8 @@ class Replica {
         team.for_tiles(p_.keep_adjoints ? layers : 1, 1, [&](std::int64_t l, std::int64_t) {
             if (stopped(team)) return;
             const T* layer = adjoints().layer(s, l);
-            if (p_.records.adjoints) {
-                std::copy_n(layer, s.layer_size(),
-                            p_.records.adjoints + (row * layers + l) * s.layer_size());
+            if (p_.records.adjoints && l % p_.record_every == 0) {
+                std::copy_n(layer, s.layer_size(), recorded(p_.records.adjoints, row, l));
             }
             if (p_.records.adjoint_kernels && (l == 0 || !Hidden<T>::records_kernels)) {
                 gram(layer, s.batch, s.width, -1, scratch, monitor_, team,

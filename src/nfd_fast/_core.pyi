@@ -136,6 +136,7 @@ class _TrainingTask:
         readout: NDArray[np.floating] | None,
         backward_hidden: NDArray[np.floating] | None,
         overwrite: bool,
+        record_every: int,
         keep_adjoints: bool,
         keep_first_features: bool,
         keep_coupling: bool,

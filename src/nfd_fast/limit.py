@@ -32,6 +32,7 @@ def solve_limit(
     device: str = "cpu",
     threads: int | None = None,
     record: Sequence[str] = ("outputs",),
+    record_every: int = 1,
     progress: bool | progress_line.Callback = False,
     keep_state: bool = False,
 ) -> Run:
@@ -60,7 +61,7 @@ def solve_limit(
         Of one system, or of an ensemble of them, as in :func:`nfd_fast.train`.
     noise_depth : int, optional
         A multiple of the depth: systems of different depth on one Brownian path share it.
-    dtype, device, threads, record, progress, keep_state
+    dtype, device, threads, record, record_every, progress, keep_state
         As in :func:`nfd_fast.train`.
 
     Returns
@@ -109,6 +110,7 @@ def solve_limit(
         device=device,
         threads=threads,
         record=record,
+        record_every=record_every,
         progress=progress,
         keep_state=keep_state,
     )

@@ -53,14 +53,18 @@ def shapes(
     batch: int,
     width: int,
     outputs: int,
+    every: int = 1,
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array that an engine must fill for ``record``."""
+    """Return the shape of every array that an engine must fill for ``record``.
+
+    Features and adjoints are those of layers 0, ``every``, … depth.
+    """
     rows, layers = updates + 1, depth + 1
-    every: dict[str, tuple[int, ...]] = {
+    known: dict[str, tuple[int, ...]] = {
         "outputs": (rows, batch, outputs),
         "losses": (rows,),
-        "features": (rows, layers, batch, width),
-        "adjoints": (updates, layers, batch, width),
+        "features": (rows, depth // every + 1, batch, width),
+        "adjoints": (updates, depth // every + 1, batch, width),
         "feature_kernels": (rows, layers, batch, batch),
         "activation_kernels": (rows, depth, batch, batch),
         "adjoint_kernels": (updates, layers, batch, batch),
@@ -73,7 +77,7 @@ def shapes(
         "backward_coupling_accumulated": (updates,),
     }
     wanted = {source for name in record for source in _SOURCES.get(name, (name,))}
-    return {name: (replicas, *shape) for name, shape in every.items() if name in wanted}
+    return {name: (replicas, *shape) for name, shape in known.items() if name in wanted}
 
 
 def observed(

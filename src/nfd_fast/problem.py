@@ -38,6 +38,7 @@ class Problem:
     weights: Weights | None
     overwrite_weights: bool
     record: tuple[str, ...]
+    record_every: int
     progress: Callback | None
     keep_state: bool = False
     start: Checkpoint | None = None
@@ -57,6 +58,7 @@ class Problem:
             depth=self.net.depth,
             batch=batch,
             width=self.net.width,
+            every=self.record_every,
             outputs=self.net.outputs,
         )
 

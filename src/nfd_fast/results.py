@@ -71,6 +71,8 @@ class Run:
         Floating-point type of the network's state.
     noise_depth : int
         Fine layers of noise: runs of different depth that have it in common share their noise.
+    record_every : int
+        Recorded features and adjoints are those of layers 0, record_every, … depth.
     """
 
     outputs: Array
@@ -84,6 +86,7 @@ class Run:
     backward: str
     dtype: str
     noise_depth: int
+    record_every: int = 1
     _save: Callable[[str | os.PathLike[str]], None] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:

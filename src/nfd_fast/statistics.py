@@ -204,14 +204,96 @@ FINER = 8
 """How many times the depth of a run a reference must have to stand for infinite depth."""
 
 
-def strong_errors(run: Run, reference: Run) -> StrongErrors:
-    """Compare an ensemble with one of finer layers on the same noise, neuron by neuron.
+class LayerErrors(NamedTuple):
+    """Squared errors of each replica at every layer; see :func:`strong_errors`.
+
+    Attributes
+    ----------
+    features : (R, K+1, P)
+        Mean over neurons and batch of (H_l − H_l^ref)² at each recorded pass.
+    adjoints : (R, K, P)
+        The same of the adjoints G_l.
+    layers : (P,)
+        The layers l of the run that are compared.
+    """
+
+    features: Array
+    adjoints: Array
+    layers: NDArray[np.int64]
+
+
+def layer_errors(run: Run, reference: Run, *, against_nfd: bool = False) -> LayerErrors:
+    """Compare an ensemble with one of finer layers on the same noise, layer by layer.
 
     Parameters
     ----------
     run, reference : Run
         Ensembles of networks that differ in depth alone, L and at least 8 L (a multiple), with the
-        same seeds, batches and ``noise_depth``, and ``"features"`` and ``"adjoints"`` recorded.
+        same seeds, batches and ``noise_depth``, and ``"features"`` and ``"adjoints"`` recorded;
+        the reference's ``record_every`` divides what lies between two of the run's layers.
+    against_nfd : bool
+        Compare networks with reused weights to decoupled ones: to Neural Feature Dynamics.
+
+    Returns
+    -------
+    LayerErrors
+
+    Raises
+    ------
+    ValueError
+        If the runs are not such a pair.
+
+    Notes
+    -----
+    As :func:`strong_errors`, which takes the worst layer.
+    """
+    for name, given in (("run", run), ("reference", reference)):
+        arguments.instance(name, given, Run)
+        for observable in ("features", "adjoints"):
+            if observable not in given.observables:
+                raise ValueError(f"{name} must have recorded {observable!r}")
+    coarse, fine = run.net.depth, reference.net.depth
+    if fine % coarse or fine < FINER * coarse:
+        raise ValueError(
+            f"reference must have a multiple of run's depth {coarse}, at least {FINER} times it, "
+            f"got {fine}"
+        )
+    between = fine // coarse * run.record_every
+    if between % reference.record_every:
+        raise ValueError(
+            f"reference must have recorded every {between} layers, or a divisor of it, got "
+            f"record_every={reference.record_every}"
+        )
+    target = "decoupled" if against_nfd else run.backward
+    for what, ours, theirs in (
+        ("net but for the depth", replace(run.net, depth=1), replace(reference.net, depth=1)),
+        ("sgd", run.sgd, reference.sgd),
+        ("seeds", run.seeds, reference.seeds),
+        ("backward", target, reference.backward),
+        ("engine", run.engine, reference.engine),
+        ("noise_depth", run.noise_depth, reference.noise_depth),
+        ("outputs' shape", run.outputs.shape, reference.outputs.shape),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"run and reference must have the same {what}, got "
+                f"{arguments.describe(ours)} and {arguments.describe(theirs)}"
+            )
+    step = between // reference.record_every
+    features, adjoints = (
+        _mean_squares(_states(run, name), _states(reference, name)[:, :, ::step])
+        for name in ("features", "adjoints")
+    )
+    return LayerErrors(features, adjoints, np.arange(0, coarse + 1, run.record_every))
+
+
+def strong_errors(run: Run, reference: Run, *, against_nfd: bool = False) -> StrongErrors:
+    """Compare an ensemble with one of finer layers on the same noise, neuron by neuron.
+
+    Parameters
+    ----------
+    run, reference, against_nfd
+        As in :func:`layer_errors`.
 
     Returns
     -------
@@ -231,49 +313,38 @@ def strong_errors(run: Run, reference: Run) -> StrongErrors:
     name theirs, and the conditional engine's ranks must agree for its noise to mean the same in
     both (DESIGN §2).
     """
-    for name, given in (("run", run), ("reference", reference)):
-        arguments.instance(name, given, Run)
-        for observable in ("features", "adjoints"):
-            if observable not in given.observables:
-                raise ValueError(f"{name} must have recorded {observable!r}")
-    coarse, fine = run.net.depth, reference.net.depth
-    if fine % coarse or fine < FINER * coarse:
-        raise ValueError(
-            f"reference must have a multiple of run's depth {coarse}, at least {FINER} times it, "
-            f"got {fine}"
-        )
-    for what, ours, theirs in (
-        ("net but for the depth", replace(run.net, depth=1), replace(reference.net, depth=1)),
-        ("sgd", run.sgd, reference.sgd),
-        ("seeds", run.seeds, reference.seeds),
-        ("backward", run.backward, reference.backward),
-        ("engine", run.engine, reference.engine),
-        ("noise_depth", run.noise_depth, reference.noise_depth),
-        ("outputs' shape", run.outputs.shape, reference.outputs.shape),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"run and reference must have the same {what}, got "
-                f"{arguments.describe(ours)} and {arguments.describe(theirs)}"
-            )
+    found = layer_errors(run, reference, against_nfd=against_nfd)
     (features, feature_layers), (adjoints, adjoint_layers) = (
-        _worst_layers(_states(run, name), _states(reference, name)[:, :, :: fine // coarse])
-        for name in ("features", "adjoints")
+        worst_layers(errors) for errors in (found.features, found.adjoints)
     )
-    return StrongErrors(features, adjoints, feature_layers, adjoint_layers)
+    return StrongErrors(
+        features, adjoints, found.layers[feature_layers], found.layers[adjoint_layers]
+    )
+
+
+def worst_layers(errors: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Return errors (R, rows) where their mean over replicas is largest, and the places (rows,).
+
+    ``errors`` is (R, rows, P), of places P.
+    """
+    places = errors.mean(axis=0).argmax(axis=1)
+    return errors[:, np.arange(len(places)), places], places
 
 
 def _states(run: Run, name: str) -> Array:
-    """Return what a run recorded of every layer, (R, rows, L+1, B, n)."""
+    """Return what a run recorded of every layer, (R, rows, P, B, n)."""
     states = np.asarray(run.observables[name], dtype=np.float64)
     return states if run.ensemble else states[None]
 
 
-def _worst_layers(states: Array, others: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return mean squares (R, rows) of the difference at the layers (rows,) where it's largest."""
-    errors = ((states - others) ** 2).mean(axis=(3, 4))
-    layers = errors.mean(axis=0).argmax(axis=1)
-    return errors[:, np.arange(len(layers)), layers], layers
+def _mean_squares(states: Array, others: Array) -> Array:
+    """Return mean squares (R, rows, P) of the difference, one replica at a time."""
+    return np.array(
+        [
+            [((a - b) ** 2).mean(axis=(1, 2)) for a, b in zip(ours, theirs, strict=True)]
+            for ours, theirs in zip(states, others, strict=True)
+        ]
+    )
 
 
 def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Intervals:

@@ -48,6 +48,7 @@ def compiled(
         readout=None if weights is None else weights.readout,
         backward_hidden=None if weights is None else weights.backward_hidden,
         overwrite=problem.overwrite_weights,
+        record_every=problem.record_every,
         keep_adjoints=keep_adjoints,
         keep_first_features="feature_movement" in problem.record
         or _started_with(problem, "first_features"),

@@ -45,6 +45,7 @@ def train(
     weights: Weights | None = None,
     overwrite_weights: bool = False,
     record: Sequence[str] = ("outputs",),
+    record_every: int = 1,
     progress: bool | progress_line.Callback = False,
     keep_state: bool = False,
 ) -> Run:
@@ -99,6 +100,9 @@ def train(
         the part of W_l φ(H_{l-1}) along earlier adjoints, ``"coupling_accumulated"`` (K+1,) that
         of (Σ_l β D_l)², and their mirror images ``"backward_coupling_per_layer"`` (K, L) and
         ``"backward_coupling_accumulated"`` (K,), along features and before φ'.
+    record_every : int
+        A divisor of the depth: features and adjoints are recorded of layers 0, record_every, … L
+        only, and their axis of length L+1 has L/record_every + 1 entries.
     progress : bool or callable
         True shows a line on stderr; a function is called as ``progress(done, total)`` now and then
         with the number of replicas times passes done, from the calling thread.
@@ -146,6 +150,9 @@ def train(
     seeds, ensemble = _seeds(seed)
     fine = _fine_layers(net, noise_depth)
     overwrite = arguments.flag("overwrite_weights", overwrite_weights)
+    every = arguments.integer("record_every", record_every)
+    if net.depth % every:
+        raise ValueError(f"record_every must divide the depth {net.depth}, got {every}")
     keep_state = arguments.flag("keep_state", keep_state)
     if keep_state and ensemble:
         raise ValueError("keep_state needs a single seed, got several")
@@ -178,6 +185,7 @@ def train(
         weights=weights,
         overwrite_weights=overwrite,
         record=observables.names(record),
+        record_every=every,
         progress=progress_line.callback(progress),
         keep_state=keep_state,
     )
@@ -257,6 +265,7 @@ def resume(
         weights=None,
         overwrite_weights=False,
         record=observables.names(record),
+        record_every=1,
         progress=progress_line.callback(progress),
         keep_state=keep_state,
         start=start,
@@ -340,6 +349,7 @@ def estimate_memory(
         weights=None,
         overwrite_weights=False,
         record=observables.names(record),
+        record_every=1,
         progress=None,
     )
     chosen = _engine(arguments.option("engine", engine, ENGINES), problem)
@@ -384,6 +394,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         backward=problem.backward,
         dtype=problem.dtype,
         noise_depth=problem.net.depth * problem.fine,
+        record_every=problem.record_every,
         _save=save if problem.keep_state and not failed.size else None,
     )
     if failed.size:

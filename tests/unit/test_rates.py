@@ -132,6 +132,30 @@ def test_strong_errors_are_what_they_say() -> None:
     np.testing.assert_allclose(single.features.shape, (1, 3))
 
 
+def test_strong_errors_of_some_layers() -> None:
+    """Layers left out of the records change nothing but which layers are compared."""
+    every = strong_errors(trained(4), trained(32))
+    same = strong_errors(trained(4), trained(32, record_every=8))
+    for name, array in every._asdict().items():
+        np.testing.assert_array_equal(getattr(same, name), array)
+    some = strong_errors(trained(4, record_every=2), trained(32, record_every=4))
+    assert set(some.feature_layers) <= {0, 2, 4}
+    with pytest.raises(ValueError, match="recorded every 8 layers, or a divisor of it, got"):
+        strong_errors(trained(4), trained(32, record_every=16))
+
+
+def test_strong_errors_against_nfd() -> None:
+    """Networks with reused weights are compared with decoupled ones, and with those only."""
+    reused, limit = trained(4, backward="reused"), trained(32)
+    found = strong_errors(reused, limit, against_nfd=True)
+    own = strong_errors(reused, trained(32, backward="reused"))
+    # The first pass meets no adjoints: the networks are the same there.
+    np.testing.assert_array_equal(found.features[:, 0], own.features[:, 0])
+    assert (found.features[:, 2] != own.features[:, 2]).all()
+    with pytest.raises(ValueError, match="the same backward, got 'decoupled' and 'reused'"):
+        strong_errors(reused, trained(32, backward="reused"), against_nfd=True)
+
+
 def test_the_decoupled_network_nears_its_limit_on_shared_noise() -> None:
     """DESIGN §3.2, tanh: adjoints at O(1/L); features about L^-1.8 at initialisation, slower then.
 

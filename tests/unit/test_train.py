@@ -405,3 +405,34 @@ def test_inputs_are_never_changed() -> None:
     train(x=x, y=y, batches=batches)
     assert np.array_equal(x, X)
     train(x=X.astype(">f8"), y=list(Y), batches=BATCHES.astype(">u2"))
+
+
+@pytest.mark.parametrize("engine", ["dense", "conditional"])
+def test_record_every(engine: str) -> None:
+    """Some layers are what is recorded of all of them; other records keep every layer."""
+    net = nfd.ResNet(width=9, depth=6, inputs=2)
+    record = ("features", "adjoints", "feature_kernels")
+    x, y = np.eye(2), np.array([1.0, -1.0])
+
+    def trained(every: int) -> nfd.Run:
+        return nfd.train(
+            net,
+            nfd.SGD(0.5),
+            x,
+            y,
+            batches=[[0, 1]] * 2,
+            seed=range(2),
+            engine=engine,
+            record=record,
+            record_every=every,
+        )
+
+    every = trained(1).observables
+    for step in (2, 3, 6):
+        some = trained(step).observables
+        for name in ("features", "adjoints"):
+            np.testing.assert_array_equal(some[name], np.asarray(every[name])[:, :, ::step])
+        np.testing.assert_array_equal(some["feature_kernels"], every["feature_kernels"])
+    for wrong in (0, 4, 7, 1.5):
+        with pytest.raises(ValueError, match=r"^record_every"):
+            trained(wrong)
