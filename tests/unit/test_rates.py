@@ -46,24 +46,49 @@ def test_the_bend_is_the_change_of_slope_between_halves() -> None:
     assert not rate.asymptotic
 
 
+def test_the_tail_sees_through_a_correction() -> None:
+    """Errors (1 − 1/L)² / L are known to lead to the exponent −1; their slope is another."""
+    rate = fit_rate(SIZES, (1 - 1 / SIZES) ** 2 / SIZES * np.ones((5, 1)))
+    assert rate.slope > -0.93
+    assert rate.tail == pytest.approx(-1, abs=0.01)  # exp(−2/L) lacks 1/L² = 1.6 % at L = 8
+    pure = fit_rate(SIZES, SIZES**-1.0 * np.exp(-2 / SIZES) * np.ones((5, 1)))
+    assert pure.tail == pytest.approx(-1, abs=1e-12)
+    assert not pure.asymptotic
+
+
+def test_errors_of_either_sign() -> None:
+    """Their means are fitted, if there is no doubt about their sign."""
+    rng = np.random.default_rng(0)
+    rows = (1 + 0.6 * rng.normal(size=(200, 4))) / SIZES
+    assert (rows < 0).any()
+    rate = fit_rate(SIZES, rows, signed=True)
+    assert rate.low < -1 < rate.high
+    positive = simulated(rng, 50)
+    assert fit_rate(SIZES, positive, signed=True) == fit_rate(SIZES, positive)
+    for doubtful in (rows - rows.mean(axis=0), rows[:5] - 0.9 * rows[:5].mean(axis=0), -rows):
+        with pytest.raises(ValueError, match="means that are positive beyond doubt"):
+            fit_rate(SIZES, doubtful, signed=True)
+
+
 def simulated(rng: np.random.Generator, replicas: int) -> np.ndarray:
     """Errors of slope −1, of which replicas share a factor, as squares of Gaussians on one path."""
     shared = rng.gamma(4.0, size=(replicas, 1))
     return shared * rng.gamma(2.0, size=(replicas, len(SIZES))) / SIZES
 
 
-@pytest.mark.parametrize("replicas", [100, 400])
-def test_coverage_of_slopes_and_bends(replicas: int) -> None:
+@pytest.mark.parametrize("replicas", [12, 30, 100, 400])
+def test_coverage_of_slopes_bends_and_tails(replicas: int) -> None:
     """Of 3000 simulations, 93–97 % of the 95 % intervals hold the truth.
 
     0.02 is 5 standard errors of √(0.95·0.05/3000): 6e-7 were the coverage exact.
     """
     rng = np.random.default_rng(replicas)
-    covered = np.zeros(2)
+    covered = np.zeros(3)
     simulations = 3000
     for _ in range(simulations):
         rate = fit_rate(SIZES, simulated(rng, replicas))
-        covered += [rate.low <= -1 <= rate.high, rate.asymptotic]
+        tail = rate.tail_low <= -1 <= rate.tail_high
+        covered += [rate.low <= -1 <= rate.high, rate.asymptotic, tail]
     assert (np.abs(covered / simulations - 0.95) < 0.02).all()
 
 

@@ -164,7 +164,8 @@ def test_the_memory_estimate_is_what_is_taken() -> None:
         loss=_core.Loss.mse, learning_rate=0.1, train=(True, True, True), decoupled=False, fine=1,
         x=np.zeros((9, inputs), np.float32), targets=np.zeros((9, 1)), labels=None, outputs=1,
         batches=np.zeros((2, batch), np.int64), seeds=np.zeros(4, np.uint64), input=None,
-        hidden=None, readout=None, backward_hidden=None, overwrite=False, keep_adjoints=False,
+        hidden=None, readout=None, backward_hidden=None, overwrite=False, record_every=1,
+        keep_adjoints=False,
         keep_first_features=False, keep_coupling=False, tolerance=0.0,
         last_batch=np.zeros(batch, np.int64), first_update=0,
     )  # fmt: skip
