@@ -22,6 +22,7 @@ from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import Intervals
 from nfd_fast.study.atomic import OutputError
+from nfd_fast.study.cells import WorkerError, saying_what_is_stored
 from nfd_fast.study.grid import WIDE, Cell, StudyConfig, with_defaults
 
 EXIT_FAILED = 1
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, MissingExtraError, OutputError) as error:
         _complain(error)
         return EXIT_USAGE
-    except DivergenceError as error:
+    except (DivergenceError, WorkerError) as error:
         _complain(error)
         return EXIT_FAILED
     except OSError as error:
@@ -147,7 +148,7 @@ def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type
         of = item.metadata["kind"]
         options = item.metadata["options"]
         read = str if of is Path else of  # Path("") would be the current folder
-        metavar = {int: "N", float: "X", Path: "FOLDER", str: "NAME"}[of]
+        metavar = {int: "N", float: "X", Path: "PATH", str: "NAME"}[of]
         default = item.default
         text = item.metadata["help"]
         if item.metadata["many"]:
@@ -155,7 +156,7 @@ def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type
             default = ",".join(map(str, default))  # type: ignore[arg-type]
         if options:
             text += ": " + (", ".join(options))
-        shown = "all processors" if default is None else str(default)
+        shown = item.metadata["unset"] if default is None else str(default)
         if item.metadata["wide"] is not None:
             shown += f"; {item.metadata['wide']} from width {WIDE} on"
         parser.add_argument(
@@ -212,15 +213,15 @@ def _study(options: argparse.Namespace) -> None:
     config = StudyConfig(**with_defaults(StudyConfig, choices))
     from nfd_fast import statistics
     from nfd_fast.study import atomic, plots, report
-    from nfd_fast.study.runner import run_study, saying_what_is_stored
+    from nfd_fast.study.runner import run_study
 
-    with saying_what_is_stored(config):
+    with saying_what_is_stored(config.store_path, config.cells):
         statistics.require()
         plots.require()
         result = run_study(config)
         table = report.rows(result)
         files = {**report.files(result, table), **plots.files(result, table)}
-        written = [*atomic.write_all(config.output, files), config.store]
+        written = [*atomic.write_all(config.output, files), config.store_path]
         print(report.text(result, table))
         total = len(config.cells())
         print(
@@ -232,19 +233,17 @@ def _study(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     cell = Cell(**with_defaults(Cell, _given(options, Cell)))
-    from nfd_fast import data, statistics
+    from nfd_fast import statistics
     from nfd_fast.study import report
-    from nfd_fast.study.runner import train_cell
 
     statistics.require()
-    dataset = data.load(cell.data)
+    dataset = cell.dataset
     cell.check(dataset)
-    batches = data.minibatches(dataset.samples, cell.batch, cell.updates, seed=cell.data_seed)
     _announce(cell, dataset)
     start = time.perf_counter()
     failure = None
     try:
-        run = train_cell(cell, dataset, batches, progress=sys.stderr.isatty())
+        run = cell.run(progress=sys.stderr.isatty())
     except DivergenceError as error:
         if error.run is None:
             raise

@@ -46,16 +46,23 @@ def run(problem: Problem, compiled_task: task.Task) -> tuple[dict[str, Array], N
     return task.run(problem, compiled_task, _core.Engine.conditional, way_out)
 
 
-def is_cheaper(problem: Problem) -> bool:
-    """Whether to prefer this engine to the dense one: the model behind ``engine="auto"``.
+def is_faster(width: int, updates: int, batch: int) -> bool:
+    """Whether this engine takes fewer operations than the dense one, from n = 4 (K+1)B on.
 
     A dense update multiplies by an n×n matrix three times per layer and column, 6n² operations.
     A conditional one compares and combines the column with the (K+1)B others of up to four arrays,
     forward and backward, in float64 where it compares: about 24 n (K+1)B of the same operations.
-    Hence conditional from n = 4 (K+1)B on, or when the matrices don't fit the memory but this does.
+    """
+    return width >= 4 * (updates + 1) * batch
+
+
+def is_cheaper(problem: Problem) -> bool:
+    """Whether to prefer this engine to the dense one: the model behind ``engine="auto"``.
+
+    If it is faster, or when the matrices don't fit the memory but this does.
     """
     updates, batch = problem.batches.shape
-    if problem.net.width >= 4 * (updates + 1) * batch:
+    if is_faster(problem.net.width, updates, batch):
         return True
     available = memory.available_bytes()
     if available is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,6 +112,15 @@ def load(name: str) -> DataSet:
         If scikit-learn is not installed.
     """
     return _LOADERS[arguments.option("data", name, NAMES)]()
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(name: str) -> DataSet:
+    """Return what :func:`load` does, loaded once per process; its arrays are not to be changed."""
+    dataset = load(name)
+    for array in (dataset.inputs, dataset.labels):
+        array.flags.writeable = False
+    return dataset
 
 
 def minibatches(samples: int, batch: int, updates: int, *, seed: int = 0) -> NDArray[np.int64]:

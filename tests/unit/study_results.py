@@ -6,7 +6,7 @@ import numpy as np
 
 from nfd_fast import data
 from nfd_fast.study.grid import StudyConfig
-from nfd_fast.study.runner import StudyResult
+from nfd_fast.study.runner import Study
 
 REPLICAS, UPDATES = 6, 20
 
@@ -37,4 +37,4 @@ def make_result(tmp_path, *, gaps=(0.2, 0.0), replicas=REPLICAS, diverged=()):
     for name, depth, backward, replica in diverged:
         losses[name, depth, backward][replica, 10:] = np.nan
     dataset = data.DataSet("digits", "some digits", np.zeros((1, 1)), np.zeros(1, np.int64), 10)
-    return StudyResult(config, losses, dataset, 8, 1.0)
+    return Study(config, losses, dataset, 8, 1.0)

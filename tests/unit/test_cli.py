@@ -21,7 +21,7 @@ for module in ("sklearn", "rich", "scipy", "matplotlib"):
     pytest.importorskip(module, reason=f"{module} is in the study extra")
 
 SMALL = ["--width", "8", "--updates", "5", "--batch", "4", "--replicas", "3"]
-GRID = [*SMALL, "--depths", "1,2", "--parameterizations", "mup,depth_mup"]
+GRID = [*SMALL, "--workers", "1", "--depths", "1,2", "--parameterizations", "mup,depth_mup"]
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +260,7 @@ def test_wrong_usage(refused, tmp_path, arguments, message):
 def test_a_missing_extra_is_named(refused, monkeypatch, command, blocked, package):
     for module in blocked:
         monkeypatch.setitem(sys.modules, module, None)
+    nfd_fast.data.loaded.cache_clear()
     message = refused(command, *SMALL)
     assert f"requires {package}, which is not installed" in message
     assert 'pip install "nfd_fast[study]"' in message
@@ -280,7 +281,7 @@ def test_work_that_fails(call, monkeypatch, command, error, message):
         raise error
 
     monkeypatch.setattr(nfd_fast, "train", fail)
-    code, out, err = call(command, *SMALL)
+    code, out, err = call(command, *(GRID if command == "study" else SMALL))
     assert (code, out) == (1, "")
     assert err.startswith("nfd-fast: error: ")
     assert message in err

@@ -40,7 +40,7 @@ def test_defaults_are_the_study_of_the_paper():
     config = StudyConfig()
     assert (config.data, config.width, config.depths) == ("digits", 128, (2, 4, 8, 16))
     assert config.parameterizations == ("mlp", "mup", "depth_mup")
-    assert config.store == Path("results/study.sqlite")
+    assert config.store_path == Path("results/study.sqlite")
     assert set(config.parameterizations) == TITLES.keys()
 
 

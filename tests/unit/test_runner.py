@@ -20,8 +20,9 @@ from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.study import progress
 from nfd_fast.study.atomic import OutputError
+from nfd_fast.study.cells import StudyInterrupted
 from nfd_fast.study.grid import StudyConfig
-from nfd_fast.study.runner import StudyInterrupted, cell_losses, run_study
+from nfd_fast.study.runner import run_study
 from nfd_fast.study.store import Store, StoreError
 
 for module in ("sklearn", "rich", "scipy"):
@@ -37,6 +38,7 @@ def config(tmp_path):
         updates=6,
         batch=4,
         replicas=3,
+        workers=1,  # in this process, whose training the tests watch
         output=tmp_path / "deep" / "results",
     )
 
@@ -109,7 +111,7 @@ def test_two_sets_of_choices_share_a_store_without_mixing(config):
     for name, losses in first.losses.items():
         assert (losses == again.losses[name]).all()
         assert (losses[:, 1:] != second.losses[name][:, 1:]).all()
-    with Store(config.store) as store:
+    with Store(config.store_path) as store:
         assert len(store.finished()) == 16
 
 
@@ -141,7 +143,7 @@ def test_a_divergence_without_a_record_is_an_error(config, monkeypatch):
 
     monkeypatch.setattr(nfd_fast, "train", broken)
     with pytest.raises(DivergenceError):
-        cell_losses(config.cells()[0], data.load("digits"), np.zeros((1, 1), dtype=np.int64))
+        config.cells()[0].compute(False)
 
 
 def test_interrupt(config, monkeypatch):
@@ -194,14 +196,14 @@ def test_a_cell_that_no_training_can_give(config, calls, damage):
     run_study(config, progress=False)
     del calls[:]
     cell = config.cells()[3]
-    with Store(config.store) as store:
+    with Store(config.store_path) as store:
         losses = damage(store.get(cell.key).arrays["losses"])
-    connection = sqlite3.connect(config.store)
+    connection = sqlite3.connect(config.store_path)
     with connection:
         connection.execute("DELETE FROM arrays WHERE cell = ?", (cell.key,))
         connection.execute("DELETE FROM cells WHERE key = ?", (cell.key,))
     connection.close()
-    with Store(config.store) as store:
+    with Store(config.store_path) as store:
         arrays = {} if losses is None else {"losses": losses}
         store.put(cell.key, cell.description, arrays, 1.0)
     larger = dataclasses.replace(config, depths=(1, 2, 3))
@@ -263,7 +265,7 @@ def test_the_bar_moves_within_a_cell_and_ends_full(config):
             before = bar._progress.tasks[0].completed
             assert callable(move)
             move(3, 6)
-            assert bar._progress.tasks[0].completed == before + cell.depth / 2
+            assert bar._progress.tasks[0].completed == before + cell.weight / 2
             bar.finish(cell, done, 0.1)
         assert bar._progress.tasks[0].finished
     assert "8/8 cells" in screen.getvalue()
@@ -284,7 +286,9 @@ def _start(folder):
 
 
 def _long(folder):
-    return StudyConfig(width=64, depths=(2, 3, 4, 5), updates=400, replicas=16, output=folder)
+    return StudyConfig(
+        width=64, depths=(2, 3, 4, 5), updates=400, replicas=16, workers=1, output=folder
+    )
 
 
 def _wait_for_cells(process, store, count):
@@ -306,7 +310,7 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
     config = _long(tmp_path)
     process = _start(tmp_path)
     try:
-        _wait_for_cells(process, config.store, 2)
+        _wait_for_cells(process, config.store_path, 2)
         process.send_signal(number)
         sent = time.monotonic()
         output, errors = process.communicate(timeout=60)
@@ -315,10 +319,10 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
         process.kill()
         process.wait()
 
-    with Store(config.store) as store:
+    with Store(config.store_path) as store:
         stored = {key: store.get(key) for key in store.finished()}
     assert 2 <= len(stored) < 24
-    connection = sqlite3.connect(config.store)
+    connection = sqlite3.connect(config.store_path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     assert os.listdir(tmp_path) == ["study.sqlite"]
@@ -326,7 +330,7 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
         assert process.returncode == 130
         assert output == ""
         assert errors.splitlines()[-1] == (
-            f"nfd-fast: interrupted: {len(stored)} of 24 cells are stored in {config.store}; "
+            f"nfd-fast: interrupted: {len(stored)} of 24 cells are stored in {config.store_path}; "
             "run the same command again to continue"
         )
         assert "Traceback" not in errors

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import nfd_fast
-from nfd_fast import arguments, memory
+from nfd_fast import arguments, conditional, data, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
+from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, PARAMETERIZATIONS, SGD, TRAINABLE, ResNet
+from nfd_fast.progress import Callback
+from nfd_fast.results import Run
 from nfd_fast.train import ENGINES, MAX_REPLICAS
+
+Array = NDArray[np.float64]
 
 TITLES = {"mlp": "MLP (no skip)", "mup": "μP ResNet", "depth_mup": "depth-μP ResNet"}
 """How tables and figures name the parameterizations."""
@@ -32,16 +40,18 @@ def _choice(
     options: Sequence[str] = (),
     many: bool = False,
     matters: bool = True,
+    unset: str = "",
     wide: Any = None,
 ) -> Any:
     """Declare a choice: the command line, the file and the store's keys are made from this.
 
     ``kind`` is the type of one value, ``many`` says that there are several, and ``matters`` that
-    the numbers depend on it: only then is it part of a cell's key. ``wide`` is the default from
-    width :data:`WIDE` on, if it's another one.
+    the numbers depend on it: only then is it part of a cell's key. ``unset`` says what the default
+    None means, and ``wide`` is the default from width :data:`WIDE` on, if it's another one.
     """
     metadata = {"help": text, "kind": kind, "options": tuple(options), "many": many}
-    return field(default=default, metadata={**metadata, "matters": matters, "wide": wide})
+    metadata |= {"matters": matters, "unset": unset, "wide": wide}
+    return field(default=default, metadata=metadata)
 
 
 def with_defaults(kind: type[_Training], choices: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +88,7 @@ class _Training:
     engine: str = _choice(
         "auto",
         "how it is computed: dense stores the weights, conditional never forms them and suits wide "
-        "networks, auto takes what is cheaper",
+        "networks, auto takes that one from width 4 (updates + 1) batch on",
         str,
         options=ENGINES,
     )
@@ -86,7 +96,11 @@ class _Training:
         "float32", "floating-point type of the networks", str, options=("float32", "float64")
     )
     threads: int | None = _choice(
-        None, "number of threads; the results do not depend on it", int, matters=False
+        None,
+        "threads that compute one ensemble; the results do not depend on it",
+        int,
+        matters=False,
+        unset="the processors, shared out among the workers",
     )
 
     def __post_init__(self) -> None:
@@ -121,6 +135,26 @@ class _Training:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    @property
+    def chosen_engine(self) -> str:
+        """The engine that runs: ``"auto"`` goes by width alone, unlike :func:`nfd_fast.train`.
+
+        That one falls back to the conditional engine where the matrices don't fit the memory. The
+        two engines agree in law only, and what a store keeps must not depend on how much memory
+        was free that day: such a study says that it needs too much, and names the other engine.
+        """
+        if self.engine != "auto":
+            return self.engine
+        faster = conditional.is_faster(self.width, self.updates, self.batch)
+        return "conditional" if faster else "dense"
+
+    def _describe(self) -> str:
+        """Canonical JSON of the choices that matter."""
+        choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["matters"]}
+        choices["engine"] = self.chosen_engine
+        choices["version"] = nfd_fast.__version__
+        return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
     def seeds(self) -> range:
@@ -176,11 +210,16 @@ class Cell(_Training):
         )
 
     @property
+    def dataset(self) -> DataSet:
+        """What it is trained on, loaded once per process."""
+        return data.loaded(self.data)
+
+    @property
     def options(self) -> dict[str, Any]:
         """How it is run: what :func:`nfd_fast.train` and ``estimate_memory`` take alike."""
         return {
             "backward": self.backward,
-            "engine": self.engine,
+            "engine": self.chosen_engine,
             "dtype": self.dtype,
             "threads": self.threads,
             "record": (),
@@ -189,14 +228,69 @@ class Cell(_Training):
     @property
     def description(self) -> str:
         """Canonical JSON of everything the numbers depend on, the package's version included."""
-        choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["matters"]}
-        choices["version"] = nfd_fast.__version__
-        return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return self._describe()
 
     @property
     def key(self) -> str:
         """The cell's name in a store: sha256 of its description."""
         return hashlib.sha256(self.description.encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """How progress names it."""
+        return f"{TITLES[self.parameterization]}, L = {self.depth}, {self.backward}"
+
+    @property
+    def weight(self) -> float:
+        """Its cost: the cells of a study differ by their depth alone."""
+        return float(self.depth)
+
+    def bytes(self) -> float:
+        """Estimate the memory that :meth:`compute` takes, the data included."""
+        dataset = self.dataset
+        needed = nfd_fast.estimate_memory(
+            self.net(dataset),
+            self.sgd,
+            updates=self.updates,
+            batch=self.batch,
+            replicas=self.replicas,
+            **self.options,
+        ).bytes
+        return needed + 2.0 * dataset.inputs.nbytes  # once as loaded, once in the network's dtype
+
+    def run(self, progress: bool | Callback = False) -> Run:
+        """Train the ensemble; see :func:`nfd_fast.train` for what it raises."""
+        dataset = self.dataset
+        return nfd_fast.train(
+            self.net(dataset),
+            self.sgd,
+            dataset.inputs,
+            dataset.targets(self.loss),
+            batches=data.minibatches(
+                dataset.samples, self.batch, self.updates, seed=self.data_seed
+            ),
+            seed=self.seeds,
+            progress=progress,
+            **self.options,
+        )
+
+    def compute(self, progress: bool | Callback) -> dict[str, Array]:
+        """Return the training losses (R, K+1), NaN where a replica has diverged."""
+        try:
+            return {"losses": self.run(progress).losses}
+        except DivergenceError as error:
+            if error.run is None:
+                raise
+            return {"losses": error.run.losses}
+
+    def accepts(self, arrays: Mapping[str, Array]) -> bool:
+        """Whether these can be losses: as many as there should be, not negative, NaN to the end."""
+        losses = arrays.get("losses")
+        if losses is None or losses.shape != (self.replicas, self.updates + 1):
+            return False
+        diverged = np.isnan(losses)  # once, and for good
+        once = not (diverged[:, :-1] & ~diverged[:, 1:]).any()
+        return once and bool((diverged | (losses >= 0)).all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +314,13 @@ class StudyConfig(_Training):
         options=PARAMETERIZATIONS,
         many=True,
     )
+    workers: int | None = _choice(
+        None,
+        "processes that compute ensembles side by side; the results do not depend on it",
+        int,
+        matters=False,
+        unset="as many as there are processors and as fit the memory",
+    )
     window: int = _choice(
         100, "final losses and gaps average the last this many updates", int, matters=False
     )
@@ -227,7 +328,14 @@ class StudyConfig(_Training):
         20, "loss curves are running means over this many updates", int, matters=False
     )
     output: Path = _choice(  # noqa: RUF009 (it calls dataclasses.field)
-        Path("results"), "folder of the store, the table and the figure", Path, matters=False
+        Path("results"), "folder of the table and the figure", Path, matters=False
+    )
+    store: Path | None = _choice(  # noqa: RUF009 (likewise)
+        None,
+        "file that keeps finished ensembles; several studies may share one, also at once",
+        Path,
+        matters=False,
+        unset="study.sqlite in the output folder",
     )
 
     def __post_init__(self) -> None:
@@ -239,17 +347,17 @@ class StudyConfig(_Training):
         for name, most in (("window", self.updates), ("smooth", max(self.updates // 4, 1))):
             value = arguments.integer(name, getattr(self, name))
             self._set(name, min(value, most))
-        output = str(self.output) if isinstance(self.output, (str, Path)) else ""
-        if not output or "\0" in output:
-            raise ValueError(
-                f"output must be a path of a folder, got {arguments.describe(self.output)}"
-            )
-        self._set("output", Path(self.output))
+        if self.workers is not None:
+            high = arguments.MAX_THREADS
+            self._set("workers", arguments.integer("workers", self.workers, high=high))
+        self._set("output", _path("output", self.output, "a folder"))
+        store = _path("store", self.store, "a file") if str(self.store or "") else None
+        self._set("store", store)
 
     @property
-    def store(self) -> Path:
+    def store_path(self) -> Path:
         """The file that keeps the finished cells."""
-        return self.output / "study.sqlite"
+        return self.output / "study.sqlite" if self.store is None else self.store
 
     def cell(self, parameterization: str, depth: int, backward: str) -> Cell:
         """Return one cell of the grid."""
@@ -264,6 +372,14 @@ class StudyConfig(_Training):
             for depth in self.depths
             for backward in BACKWARDS
         ]
+
+
+def _path(name: str, value: object, what: str) -> Path:
+    """Return a path, or raise ValueError for what can't be one."""
+    text = str(value) if isinstance(value, (str, Path)) else ""
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be a path of {what}, got {arguments.describe(value)}")
+    return Path(text)
 
 
 def _several(name: str, values: object, options: Sequence[str]) -> tuple[Any, ...]:

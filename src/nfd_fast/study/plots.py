@@ -16,7 +16,7 @@ from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import mean_intervals
 from nfd_fast.study.grid import TITLES
 from nfd_fast.study.report import CONFIDENCE, Row, counted
-from nfd_fast.study.runner import StudyResult
+from nfd_fast.study.runner import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def require() -> None:
         raise MissingExtraError("the figure", "matplotlib", "study") from None
 
 
-def figure(result: StudyResult, table: Sequence[Row]) -> Figure:
+def figure(result: Study, table: Sequence[Row]) -> Figure:
     """Draw loss curves above and the relative gap against depth below, a column per scaling.
 
     One colour per depth, reused weights solid, decoupled dashed, as Figure 2 of arXiv:2512.21075;
@@ -87,7 +87,7 @@ def running_mean(losses: Array, window: int) -> Array:
 
 
 def _draw_curves(
-    panel: Axes, result: StudyResult, parameterization: str, depth: int, colour: Any
+    panel: Axes, result: Study, parameterization: str, depth: int, colour: Any
 ) -> None:
     window = result.config.smooth
     for backward, losses in zip(_STYLES, result.pair(parameterization, depth), strict=True):
@@ -193,7 +193,7 @@ def _add_legend(
     )
 
 
-def _caption(result: StudyResult, table: Sequence[Row], width: int) -> str:
+def _caption(result: Study, table: Sequence[Row], width: int) -> str:
     """Say what is drawn, in lines of at most ``width`` characters."""
     config = result.config
     choices = (
@@ -213,7 +213,7 @@ def _caption(result: StudyResult, table: Sequence[Row], width: int) -> str:
     return "\n".join(textwrap.fill(part, width) for part in (choices, meaning))
 
 
-def files(result: StudyResult, table: Sequence[Row]) -> dict[str, bytes]:
+def files(result: Study, table: Sequence[Row]) -> dict[str, bytes]:
     """Return the content of ``loss_curves.png`` and ``loss_curves.svg``.
 
     The same result gives the same bytes: no dates, no random identifiers.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nfd_fast.statistics import Interval, mean_interval, relative_gap_interval
 from nfd_fast.study.grid import TITLES
-from nfd_fast.study.runner import StudyResult
+from nfd_fast.study.runner import Study
 
 CONFIDENCE = 0.95
 """Coverage of every interval in tables and figures; their texts are made from it."""
@@ -33,7 +33,7 @@ class Row:
     gap: Interval | None
 
 
-def rows(result: StudyResult) -> list[Row]:
+def rows(result: Study) -> list[Row]:
     """Compare the two cells of every pair."""
     config = result.config
     table = []
@@ -58,7 +58,7 @@ def rows(result: StudyResult) -> list[Row]:
     return table
 
 
-def text(result: StudyResult, table: Sequence[Row]) -> str:
+def text(result: Study, table: Sequence[Row]) -> str:
     """Lay the table out as plain text, with what it means for each parameterization."""
     config = result.config
     first, last = config.updates - config.window + 1, config.updates
@@ -99,7 +99,7 @@ def text(result: StudyResult, table: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def caption(result: StudyResult) -> str:
+def caption(result: Study) -> str:
     """One line with every choice that a reader needs."""
     config = result.config
     words = [
@@ -188,7 +188,7 @@ def csv_text(table: Sequence[Row]) -> str:
 _ENDS = ("", "_low", "_high")
 
 
-def files(result: StudyResult, table: Sequence[Row]) -> dict[str, bytes]:
+def files(result: Study, table: Sequence[Row]) -> dict[str, bytes]:
     """Return the content of ``table.txt`` and ``table.csv``."""
     return {
         "table.txt": text(result, table).encode(),

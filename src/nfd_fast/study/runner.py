@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-import nfd_fast
 from nfd_fast import data
-from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS
-from nfd_fast.results import Run
 from nfd_fast.study.atomic import prepare_folder
-from nfd_fast.study.grid import Cell, StudyConfig
-from nfd_fast.study.progress import Callback, Meter, choose_meter
-from nfd_fast.study.store import Record, Store
+from nfd_fast.study.cells import run_cells, saying_what_is_stored
+from nfd_fast.study.grid import StudyConfig
+from nfd_fast.study.progress import Meter, choose_meter
 
 Array = NDArray[np.float64]
 
 
-class StudyInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a study; everything finished before is stored."""
-
-    def __init__(self, stored: int, total: int, path: Path) -> None:
-        super().__init__(stored, total, path)
-        self.stored = stored
-        self.total = total
-        self.path = path
-
-    def __str__(self) -> str:
-        return (
-            f"interrupted: {self.stored} of {self.total} cells are stored in {self.path}; "
-            "run the same command again to continue"
-        )
-
-
-@contextmanager
-def saying_what_is_stored(config: StudyConfig) -> Iterator[None]:
-    """Turn Ctrl-C into :class:`StudyInterrupted` as soon as there is a store."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        try:
-            with Store(config.store, read_only=True) as store:
-                cells = config.cells()
-                stored = len(cells) - len(store.missing(cell.key for cell in cells))
-        except (OSError, ValueError):  # none yet, or none that can be read
-            raise KeyboardInterrupt from None
-        raise StudyInterrupted(stored, len(cells), config.store) from None
-
-
 @dataclass(frozen=True, eq=False)
-class StudyResult:
+class Study:
     """Training losses of all cells of a study.
 
     Attributes
@@ -95,53 +59,26 @@ class StudyResult:
         return int((~np.isfinite(losses).all(axis=1)).sum())
 
 
-def train_cell(
-    cell: Cell,
-    dataset: data.DataSet,
-    batches: NDArray[np.int64],
-    progress: bool | Callback = False,
-) -> Run:
-    """Train one ensemble; see :func:`nfd_fast.train` for what it raises."""
-    return nfd_fast.train(
-        cell.net(dataset),
-        cell.sgd,
-        dataset.inputs,
-        dataset.targets(cell.loss),
-        batches=batches,
-        seed=cell.seeds,
-        progress=progress,
-        **cell.options,
-    )
-
-
-def cell_losses(
-    cell: Cell,
-    dataset: data.DataSet,
-    batches: NDArray[np.int64],
-    progress: bool | Callback = False,
-) -> Array:
-    """Train one ensemble; return its losses (R, K+1), NaN where a replica has diverged."""
-    try:
-        return train_cell(cell, dataset, batches, progress).losses
-    except DivergenceError as error:
-        if error.run is None:
-            raise
-        return error.run.losses
-
-
-def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
+def run_study(
+    config: StudyConfig, *, executor: Executor | None = None, progress: bool = True
+) -> Study:
     """Run every cell that the store does not have yet, and return all of them.
 
     Parameters
     ----------
     config : StudyConfig
         What to run, and where to store it.
+    executor : concurrent.futures.Executor, optional
+        Computes the cells instead of ``config.workers`` processes of this machine, for example
+        ``dask.distributed.Client(...).get_executor()``. The results are the same bits, wherever
+        the processors have the same instruction set. Each cell has all processors of its
+        process, unless ``config.threads`` says how many.
     progress : bool
         Show on stderr how far it is: a bar on a terminal, else a line per finished cell.
 
     Returns
     -------
-    StudyResult
+    Study
         The losses of all cells.
 
     Raises
@@ -158,52 +95,31 @@ def run_study(config: StudyConfig, *, progress: bool = True) -> StudyResult:
         If the store cannot be opened or written.
     StudyInterrupted
         After Ctrl-C. Finished cells are stored, and the same call continues from there.
+    WorkerError
+        If a process that computed cells was killed, likewise.
 
     Notes
     -----
     A cell with replicas that diverged is a result like any other: their rows are NaN, and the
     others are complete.
+
+    The processes are spawned: a script that calls this must guard what it does by
+    ``if __name__ == "__main__":``, as always with :mod:`multiprocessing`, or take one worker.
     """
-    with saying_what_is_stored(config):
-        return _run(config, progress)
-
-
-def _run(config: StudyConfig, progress: bool) -> StudyResult:
-    dataset = data.load(config.data)
-    config.check(dataset)
-    cells = config.cells()
-    batches = data.minibatches(dataset.samples, config.batch, config.updates, seed=config.data_seed)
-    meter = choose_meter() if progress else Meter()
-    prepare_folder(config.output)
-    with Store(config.store) as store:
-        wanted = set(store.missing(cell.key for cell in cells))
-        missing = [cell for cell in cells if cell.key in wanted]
-        # Read first: a damaged store is found before any work.
-        records = {cell: _stored(store, cell) for cell in cells if cell.key not in wanted}
-        with meter:
-            meter.begin(len(cells), missing)
-            for cell in missing:
-                start = time.perf_counter()
-                losses = cell_losses(cell, dataset, batches, meter.cell(cell))
-                record = Record({"losses": losses}, time.perf_counter() - start)
-                store.put(cell.key, cell.description, record.arrays, record.seconds)
-                records[cell] = record
-                meter.finish(cell, len(records), record.seconds)
-    all_losses = {
-        (cell.parameterization, cell.depth, cell.backward): records[cell].arrays["losses"]
-        for cell in cells
+    with saying_what_is_stored(config.store_path, config.cells):
+        dataset = data.loaded(config.data)
+        config.check(dataset)
+        meter = choose_meter() if progress else Meter()
+        prepare_folder(config.output)
+        finished = run_cells(
+            config.cells(),
+            config.store_path,
+            executor=executor,
+            workers=config.workers,
+            meter=meter,
+        )
+    losses = {
+        (cell.parameterization, cell.depth, cell.backward): record.arrays["losses"]
+        for cell, record in finished.records.items()
     }
-    seconds = sum(record.seconds for record in records.values())
-    return StudyResult(config, all_losses, dataset, len(missing), seconds)
-
-
-def _stored(store: Store, cell: Cell) -> Record:
-    """Return a finished cell, or raise StoreError if it holds what no training can give."""
-    record = store.get(cell.key)
-    losses = record.arrays.get("losses")
-    if losses is None or losses.shape != (cell.replicas, cell.updates + 1):
-        raise store.damaged(cell.key)
-    diverged = np.isnan(losses)  # once, and for good
-    if not (diverged | (losses >= 0)).all() or (diverged[:, :-1] & ~diverged[:, 1:]).any():
-        raise store.damaged(cell.key)
-    return record
+    return Study(config, losses, dataset, finished.computed, finished.seconds)
