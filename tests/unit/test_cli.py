@@ -222,7 +222,7 @@ def test_every_choice_can_be_a_flag(call):
         ("study --config folder", "folder cannot be read: Is a directory"),
         ("study --config broken.toml", "broken.toml is not a TOML file: "),
         ("study --config binary.toml", "binary.toml is not a TOML file: "),
-        ("study --config unknown.toml", "unknown keys 'wdith'; known are data, width, activation"),
+        ("study --config unknown.toml", "unknown keys 'wdith'; known are data, activation"),
         ("study --config types.toml", "width must be a positive integer of at most 4294967296, "
                                       "got '128'"),
         ("train --depth 0", "depth must be a positive integer"),

@@ -64,11 +64,10 @@ def with_defaults(kind: type[_Training], choices: dict[str, Any]) -> dict[str, A
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
-    """The choices that all cells of a study share; their meaning is in the fields' metadata."""
+class Problem:
+    """The choices of every command: what is trained, on what, and how."""
 
     data: str = _choice("digits", "data set to train on", str, options=NAMES)
-    width: int = _choice(128, "neurons per layer, n", int)
     activation: str = _choice("tanh", "activation function", str, options=ACTIVATIONS)
     horizon: float = _choice(
         1.0, "horizon T: the branch factor is sqrt(T/L) for depth_mup, else sqrt(T)", float
@@ -85,13 +84,6 @@ class _Training:
     )
     seed: int = _choice(0, "seed of the first replica's weights", int)
     data_seed: int = _choice(0, "seed of the order of samples, the same for all replicas", int)
-    engine: str = _choice(
-        "auto",
-        "how it is computed: dense stores the weights, conditional never forms them and suits wide "
-        "networks, auto takes that one from width 4 (updates + 1) batch on",
-        str,
-        options=ENGINES,
-    )
     dtype: str = _choice(
         "float32", "floating-point type of the networks", str, options=("float32", "float64")
     )
@@ -111,7 +103,7 @@ class _Training:
             elif item.metadata["options"]:
                 arguments.option(item.name, value, item.metadata["options"])
         self._set("train", arguments.subset("train", self.train, TRAINABLE))  # one order, one key
-        for name in ("width", "batch", "updates", "replicas"):
+        for name in ("batch", "updates", "replicas"):
             high = MAX_REPLICAS if name == "replicas" else arguments.MAX_INDEX
             self._set(name, arguments.integer(name, getattr(self, name), high=high))
         self._set("horizon", arguments.real("horizon", self.horizon, positive=True))
@@ -136,24 +128,10 @@ class _Training:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    @property
-    def chosen_engine(self) -> str:
-        """The engine that runs: ``"auto"`` goes by width alone, unlike :func:`nfd_fast.train`.
-
-        That one falls back to the conditional engine where the matrices don't fit the memory. The
-        two engines agree in law only, and what a store keeps must not depend on how much memory
-        was free that day: such a study says that it needs too much, and names the other engine.
-        """
-        if self.engine != "auto":
-            return self.engine
-        faster = conditional.is_faster(self.width, self.updates, self.batch)
-        return "conditional" if faster else "dense"
-
-    def _describe(self) -> str:
-        """Canonical JSON of the choices that matter."""
+    def describe(self, **more: object) -> str:
+        """Canonical JSON of the choices that matter and of what else does, the version included."""
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["matters"]}
-        choices["engine"] = self.chosen_engine
-        choices["version"] = nfd_fast.__version__
+        choices |= more | {"version": nfd_fast.__version__}
         return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
@@ -172,6 +150,37 @@ class _Training:
         # Outputs, losses and the seed of each replica; what its network takes comes on top.
         entries = (self.updates + 1) * (self.batch * dataset.classes + 1) + 16
         memory.require(8.0 * self.replicas * entries, "take fewer replicas or updates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(Problem):
+    """The choices that all cells of a study share."""
+
+    width: int = _choice(128, "neurons per layer, n", int)
+    engine: str = _choice(
+        "auto",
+        "how it is computed: dense stores the weights, conditional never forms them and suits wide "
+        "networks, auto takes that one from width 4 (updates + 1) batch on",
+        str,
+        options=ENGINES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("width", arguments.integer("width", self.width, high=arguments.MAX_INDEX))
+
+    @property
+    def chosen_engine(self) -> str:
+        """The engine that runs: ``"auto"`` goes by width alone, unlike :func:`nfd_fast.train`.
+
+        That one falls back to the conditional engine where the matrices don't fit the memory. The
+        two engines agree in law only, and what a store keeps must not depend on how much memory
+        was free that day: such a study says that it needs too much, and names the other engine.
+        """
+        if self.engine != "auto":
+            return self.engine
+        faster = conditional.is_faster(self.width, self.updates, self.batch)
+        return "conditional" if faster else "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +237,7 @@ class Cell(_Training):
     @property
     def description(self) -> str:
         """Canonical JSON of everything the numbers depend on, the package's version included."""
-        return self._describe()
+        return self.describe(engine=self.chosen_engine)
 
     @property
     def key(self) -> str:
