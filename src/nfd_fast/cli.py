@@ -23,7 +23,8 @@ from nfd_fast.extras import MissingExtraError
 from nfd_fast.statistics import Intervals
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.cells import WorkerError, saying_what_is_stored
-from nfd_fast.study.grid import WIDE, Cell, StudyConfig, with_defaults
+from nfd_fast.study.choices import WIDE, with_defaults
+from nfd_fast.study.grid import Cell, StudyConfig
 
 EXIT_FAILED = 1
 """The work could not be finished: diverged, too large for the memory, no room to write."""

@@ -11,7 +11,8 @@ import pytest
 
 import nfd_fast
 from nfd_fast import memory
-from nfd_fast.study.grid import TITLES, WIDE, Cell, StudyConfig, with_defaults
+from nfd_fast.study.choices import WIDE, with_defaults
+from nfd_fast.study.grid import TITLES, Cell, StudyConfig
 
 OTHER = {
     "data": None,  # there is only one

@@ -1,0 +1,295 @@
+"""What a table of rates measures: errors and couplings of ensembles, as cells of a grid.
+
+Each quantity is measured at a width n and at 2n, so that its part of order 1/n can be taken off:
+the sampling floor of about T q/n under every coupling, of q = (updates · batch) directions (DESIGN
+§3.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import nfd_fast
+from nfd_fast import data, observables
+from nfd_fast.model import BACKWARDS, LOSSES, ResNet
+from nfd_fast.progress import Callback
+from nfd_fast.results import Run
+from nfd_fast.statistics import FINER, layer_errors
+from nfd_fast.study.choices import Problem, choice
+
+Array = NDArray[np.float64]
+
+TARGETS = ("classes", "parity", "zero")
+FLOOR_FACTOR = 30
+"""Sampling floors are small from n = 30 q L on, with q directions (DESIGN §3.3)."""
+PAIRS = {
+    "nfd": ("decoupled", "decoupled"),
+    "network": ("reused", "decoupled"),
+    "coupled": ("reused", "reused"),
+}
+"""Backward weights of the networks and of the finer reference that they are compared with."""
+COUPLINGS = {"forward": "coupling", "backward": "backward_coupling"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateProblem(Problem):
+    """The problem that claims are tested on: one training run, short enough for large widths."""
+
+    loss: str = choice("mse", "training loss", str, options=LOSSES)
+    learning_rate: float = choice(1.0, "learning rate", float)
+    batch: int = choice(2, "samples per update, B", int)
+    updates: int = choice(2, "SGD updates, K; at least 2", int)
+    replicas: int = choice(12, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
+    targets: str = choice(
+        "parity",
+        "what is learned: the classes, one output that tells even (1) from odd (-1) classes, or "
+        "one output that is to be zero, which it is already but for 1/sqrt(n)",
+        str,
+        options=TARGETS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.updates < 2:
+            raise ValueError(
+                f"updates must be at least 2, for a backward pass after one, got {self.updates}"
+            )
+        if self.targets != "classes" and self.loss == "cross_entropy":
+            raise ValueError(
+                f"targets must be 'classes' for loss 'cross_entropy', got {self.targets!r}"
+            )
+
+    @property
+    def directions(self) -> int:
+        """The most directions that a layer is asked about in either pass: q."""
+        return self.updates * self.batch
+
+    @cached_property
+    def dataset(self) -> data.DataSet:
+        """What it is trained on."""
+        return data.loaded(self.data)
+
+    @property
+    def outputs(self) -> int:
+        """Network outputs C."""
+        return self.dataset.classes if self.targets == "classes" else 1
+
+    @property
+    def y(self) -> NDArray[Any]:
+        """The targets of all samples."""
+        if self.targets == "classes":
+            return self.dataset.targets(self.loss)
+        sign = 1.0 - 2.0 * (self.dataset.labels % 2)
+        return sign if self.targets == "parity" else np.zeros_like(sign)
+
+    @property
+    def batches(self) -> NDArray[np.int64]:
+        """The samples (K, B) of each update."""
+        return data.minibatches(self.dataset.samples, self.batch, self.updates, seed=self.data_seed)
+
+    def net(self, width: int, depth: int) -> ResNet:
+        """Return a network for it."""
+        inputs = self.dataset.dimension
+        return ResNet(width, depth, inputs, self.outputs, self.horizon, self.activation)
+
+    def trained(self, width: int, depth: int, **options: Any) -> Run:
+        """Train networks of the conditional engine."""
+        return nfd_fast.train(
+            self.net(width, depth),
+            self.sgd,
+            self.dataset.inputs,
+            self.y,
+            batches=self.batches,
+            engine="conditional",
+            dtype=self.dtype,
+            threads=self.threads,
+            **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(RateProblem):
+    """One cell: a few replicas of one quantity."""
+
+    width: int
+
+    @property
+    def description(self) -> str:
+        """Canonical JSON of everything the numbers depend on, the package's version included."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata}
+        return self.describe(measurement=type(self).__name__, **own)
+
+    @property
+    def key(self) -> str:
+        """The cell's name in a store: sha256 of its description."""
+        return hashlib.sha256(self.description.encode()).hexdigest()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array that is measured, replicas first."""
+        raise NotImplementedError
+
+    def accepts(self, arrays: Mapping[str, Array]) -> bool:
+        """Whether these can have been measured."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        return shapes == self.shapes() and all(np.isfinite(a).all() for a in arrays.values())
+
+    def _estimate(self, width: int, depth: int, record: tuple[str, ...] = ()) -> float:
+        return nfd_fast.estimate_memory(
+            self.net(width, depth),
+            self.sgd,
+            updates=self.updates,
+            batch=self.batch,
+            replicas=self.replicas,
+            engine="conditional",
+            dtype=self.dtype,
+            threads=self.threads,
+            record=record,
+        ).bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongErrorCell(Measurement):
+    """Squared errors on shared noise against 8 times as many layers, at several depths.
+
+    For each of :data:`PAIRS`, each depth L and each quantity: mean over neurons and batch at every
+    layer, of the features of the last pass and of the adjoints of the last backward pass.
+    """
+
+    depths: tuple[int, ...]
+
+    @property
+    def fine(self) -> int:
+        """Depth of the reference."""
+        return FINER * max(self.depths)
+
+    @property
+    def title(self) -> str:
+        """How progress names it."""
+        return f"errors on shared noise, n = {self.width}, seed {self.seed}"
+
+    @property
+    def weight(self) -> float:
+        """Neurons times layers times columns, as a measure of its cost."""
+        return float(self.width) * (self.fine + sum(self.depths)) * self.replicas * self.batch
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array that is measured, replicas first."""
+        names = [f"{pair}_{what}" for pair in PAIRS for what in ("features", "adjoints")]
+        names.append("initial_features")
+        return {f"{name}_{L}": (self.replicas, L + 1) for name in names for L in self.depths}
+
+    def compute(self, progress: Callback | bool) -> dict[str, Array]:
+        """Train one replica after the other, so that few trajectories are kept at a time."""
+        found: dict[str, list[Array]] = {name: [] for name in self.shapes()}
+        steps = len(BACKWARDS) * (1 + len(self.depths))
+        for place, seed in enumerate(self.seeds):
+            tick = _ticks(progress, place * steps, self.replicas * steps)
+            shared = {
+                "noise_depth": self.fine,
+                "record": ("features", "adjoints"),
+                "seed": [seed],
+            }
+            every = self.fine // max(self.depths)
+            references = {}
+            for backward in BACKWARDS:
+                references[backward] = self.trained(
+                    self.width, self.fine, backward=backward, record_every=every, **shared
+                )
+                tick()
+            for depth in self.depths:
+                runs = {}
+                for backward in BACKWARDS:
+                    runs[backward] = self.trained(self.width, depth, backward=backward, **shared)
+                    tick()
+                for pair, (coarse, fine) in PAIRS.items():
+                    errors = layer_errors(
+                        runs[coarse], references[fine], against_nfd=coarse != fine
+                    )
+                    found[f"{pair}_features_{depth}"].append(errors.features[0, -1])
+                    found[f"{pair}_adjoints_{depth}"].append(errors.adjoints[0, -1])
+                    if pair == "nfd":
+                        found[f"initial_features_{depth}"].append(errors.features[0, 0])
+        return {name: np.array(rows) for name, rows in found.items()}
+
+    def bytes(self) -> float:
+        """Estimate the memory that it takes: two references, and a run of each kind."""
+        states = (2 * self.updates + 1) * (max(self.depths) + 1) * self.batch * self.width
+        return self._estimate(self.width, self.fine) + 4.0 * 8.0 * 1.5 * states
+
+
+@dataclass(frozen=True, kw_only=True)
+class CouplingCell(Measurement):
+    """Couplings and smallest eigenvalues at one depth, of networks with reused weights.
+
+    Couplings of the last forward and the last backward pass, per layer and accumulated; smallest
+    eigenvalues of every pass.
+    """
+
+    depth: int
+
+    @property
+    def title(self) -> str:
+        """How progress names it."""
+        return f"coupling, n = {self.width}, L = {self.depth}, seed {self.seed}"
+
+    @property
+    def weight(self) -> float:
+        """Neurons times layers times columns, as a measure of its cost."""
+        return float(self.width) * self.depth * self.replicas * self.batch
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array that is measured, replicas first."""
+        replicas, layers = self.replicas, self.depth
+        shapes: dict[str, tuple[int, ...]] = {
+            "feature_eigenvalues": (replicas, self.updates + 1, layers),
+            "adjoint_eigenvalues": (replicas, self.updates, layers),
+        }
+        for direction in COUPLINGS:
+            shapes[f"{direction}_per_layer"] = (replicas, layers)
+            shapes[f"{direction}_accumulated"] = (replicas,)
+        return shapes
+
+    def compute(self, progress: Callback | bool) -> dict[str, Array]:
+        """Train all replicas at once."""
+        record = (*observables.COUPLINGS, "min_eigenvalues")
+        run = self.trained(
+            self.width, self.depth, seed=self.seeds, record=record, progress=progress
+        )
+        eigenvalues = run.observables["min_eigenvalues"]
+        assert isinstance(eigenvalues, nfd_fast.MinEigenvalues)
+        found = {
+            "feature_eigenvalues": eigenvalues.features,
+            "adjoint_eigenvalues": eigenvalues.adjoints,
+        }
+        for direction, name in COUPLINGS.items():
+            for what in ("per_layer", "accumulated"):
+                found[f"{direction}_{what}"] = np.asarray(run.observables[f"{name}_{what}"])[:, -1]
+        return found
+
+    def bytes(self) -> float:
+        """Estimate the memory that it takes."""
+        return self._estimate(self.width, self.depth, (*observables.COUPLINGS, "min_eigenvalues"))
+
+
+def _ticks(progress: Callback | bool, done: int, total: int) -> Callable[[], None]:
+    """Return what counts one more step of ``total``, after ``done``."""
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if callable(progress):
+            progress(done, total)
+
+    return tick
+
+
+def enough_neurons(problem: RateProblem, depth: int) -> int:
+    """Return the width from which a sampling floor is small at this depth: 30 q L."""
+    return FLOOR_FACTOR * problem.directions * depth

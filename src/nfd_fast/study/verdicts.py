@@ -1,0 +1,181 @@
+"""What measured errors say about a claimed rate.
+
+A claim is an exponent: the quantity falls at least like size^exponent. Its verdict compares that
+with the measured exponent's confidence interval, leaving a quarter for what finite sizes add to or
+take from an exponent; the alternatives that theory knows are half a power apart or more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfd_fast.statistics import Interval, Intervals, Rate, fit_rate, mean_intervals
+
+Array = NDArray[np.float64]
+
+HOLDS = "holds"
+FAILS = "does not hold"
+UNDECIDED = "undecided at this size"
+MARGIN = 0.25
+"""How far above the claimed exponent a measured one may be."""
+SEEN = 0.998
+"""Two-sided confidence with which a mean must differ from zero to be counted as seen."""
+LEAST_SIZES = 3
+"""Sizes that a fit needs."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about how a quantity behaves as the width or the depth grows.
+
+    Attributes
+    ----------
+    name : str
+        For files and programs.
+    text : str
+        The claim, for readers.
+    source : str
+        Who makes it.
+    size : str
+        ``"width"`` or ``"depth"``.
+    exponent : float
+        The quantity is claimed to fall at least like size^exponent; 0 if it is claimed to stay
+        away from zero.
+    """
+
+    name: str
+    text: str
+    source: str
+    size: str
+    exponent: float
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the table of verdicts.
+
+    Attributes
+    ----------
+    claim : Claim
+    sizes : (S,)
+        Widths or depths.
+    errors : Intervals
+        (S,) means over replicas.
+    used : (S,) of bool
+        Which sizes were fitted.
+    rate : Rate or None
+        The fit, if there was enough to fit.
+    exponent : Interval or None
+        What the verdict is about: the slope of the fit, or where its bend leads.
+    verdict, note : str
+    """
+
+    claim: Claim
+    sizes: Array
+    errors: Intervals
+    used: NDArray[np.bool_]
+    rate: Rate | None
+    exponent: Interval | None
+    verdict: str
+    note: str
+
+    @property
+    def constant(self) -> float:
+        """The fitted quantity at size 1; NaN without a fit."""
+        return math.nan if self.rate is None else self.rate.constant
+
+    @property
+    def last(self) -> Interval:
+        """The quantity at the largest size."""
+        return Interval(*(float(bound[-1]) for bound in self.errors))
+
+
+def judge(
+    claim: Claim,
+    sizes: Array,
+    errors: Array,
+    *,
+    flagged: NDArray[np.bool_] | None = None,
+    resolution: float = 0.0,
+) -> Row:
+    """Return the verdict on a claim.
+
+    Parameters
+    ----------
+    claim : Claim
+    sizes : (S,)
+        Increasing.
+    errors : (R, S)
+        The quantity in each replica; of either sign where something was subtracted.
+    flagged : (S,) of bool, optional
+        Sizes at which the measurement doesn't mean what it should: shown, not fitted.
+    resolution : float
+        What rounding can be: a mean below that counts as zero.
+
+    Returns
+    -------
+    Row
+        For a claim of decay: it holds if the whole interval of the exponent lies below the claimed
+        one plus :data:`MARGIN`, or if nothing is seen at any size; it does not hold if the whole
+        interval lies above. For a claim that something stays away from zero (exponent 0), it
+        holds if all means are seen and the interval lies above minus :data:`MARGIN`.
+    """
+    flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
+    means = mean_intervals(errors)
+    seen = (mean_intervals(errors, SEEN).low > 0) & (means.estimate > resolution)
+    notes = []
+    if flagged.any():
+        notes.append(f"{claim.size} {_listed(sizes[flagged])} flagged: n < 30 q L")
+
+    def row(
+        verdict: str,
+        note: str = "",
+        used: NDArray[np.bool_] | None = None,
+        rate: Rate | None = None,
+        exponent: Interval | None = None,
+    ) -> Row:
+        none = np.zeros(len(sizes), dtype=bool)
+        text = "; ".join([*notes, note] if note else notes)
+        return Row(
+            claim, sizes, means, none if used is None else used, rate, exponent, verdict, text
+        )
+
+    kept = ~flagged
+    if kept.sum() < LEAST_SIZES:
+        return row(UNDECIDED, f"fewer than {LEAST_SIZES} sizes left")
+    stays = claim.exponent == 0
+    if not (seen & kept).any():
+        most = max(float(means.high[kept].max()), resolution)
+        return row(FAILS if stays else HOLDS, f"none seen: at most {most:.1e}")
+    if stays and not seen[kept].all():
+        return row(FAILS, f"zero at {claim.size} {_listed(sizes[kept & ~seen])}")
+    used = kept & seen
+    if (kept & ~seen).any():
+        notes.append(f"none seen at {claim.size} {_listed(sizes[kept & ~seen])}")
+    if used.sum() < LEAST_SIZES:
+        return row(UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
+    try:
+        rate = fit_rate(sizes[used], errors[:, used], signed=True)
+    except ValueError:  # means that are not positive beyond doubt
+        return row(UNDECIDED, "too close to zero to be fitted")
+    if rate.asymptotic:
+        exponent = Interval(rate.slope, rate.low, rate.high)
+    else:
+        exponent = Interval(rate.tail, rate.tail_low, rate.tail_high)
+        notes.append(f"bends (slope {rate.slope:.2f}): exponent of large {claim.size}s")
+    if stays:
+        below, above = exponent.high < -MARGIN, exponent.low > -MARGIN
+        verdict = HOLDS if above else FAILS if below else UNDECIDED
+    else:
+        most_allowed = claim.exponent + MARGIN
+        below, above = exponent.high <= most_allowed, exponent.low > most_allowed
+        verdict = HOLDS if below else FAILS if above else UNDECIDED
+    return row(verdict, "", used, rate, exponent)
+
+
+def _listed(sizes: Array) -> str:
+    return ", ".join(f"{size:g}" for size in sizes)
