@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nfd_fast
-from nfd_fast import data, observables
+from nfd_fast import data, observables, theory
 from nfd_fast.model import BACKWARDS, LOSSES, ResNet
 from nfd_fast.progress import Callback
 from nfd_fast.results import Run
-from nfd_fast.statistics import FINER, layer_errors
+from nfd_fast.statistics import FINER, kernel_errors, layer_errors
 from nfd_fast.study.choices import Problem, choice
 
 Array = NDArray[np.float64]
@@ -46,7 +46,7 @@ class RateProblem(Problem):
     learning_rate: float = choice(1.0, "learning rate", float)
     batch: int = choice(2, "samples per update, B", int)
     updates: int = choice(2, "SGD updates, K; at least 2", int)
-    replicas: int = choice(12, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
+    replicas: int = choice(24, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
     targets: str = choice(
         "parity",
         "what is learned: the classes, one output that tells even (1) from odd (-1) classes, or "
@@ -152,6 +152,47 @@ class Measurement(RateProblem):
             threads=self.threads,
             record=record,
         ).bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCell(Measurement):
+    """Squared errors of kernels at initialisation, at one width, against infinite width."""
+
+    depth: int
+
+    @property
+    def title(self) -> str:
+        """How progress names it."""
+        return f"initial kernels, n = {self.width}"
+
+    @property
+    def weight(self) -> float:
+        """Neurons times layers times columns, as a measure of its cost."""
+        return float(self.width) * self.depth * self.replicas * self.batch
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array that is measured, replicas first."""
+        return {"features": (self.replicas,), "adjoints": (self.replicas,)}
+
+    def compute(self, progress: Callback | bool) -> dict[str, Array]:
+        """Train all replicas at once, for a single update."""
+        rows = self.batches[0]
+        run = self.trained(
+            self.width,
+            self.depth,
+            seed=self.seeds,
+            record=("feature_kernels", "adjoint_kernels"),
+            progress=progress,
+        )
+        kernels = theory.initial_kernels(
+            run.net, self.dataset.inputs[rows], depth=self.depth, threads=self.threads
+        )
+        errors = kernel_errors(run, kernels, self.y[rows])
+        return {"features": errors.features, "adjoints": errors.adjoints}
+
+    def bytes(self) -> float:
+        """Estimate the memory that it takes."""
+        return self._estimate(self.width, self.depth, ("feature_kernels", "adjoint_kernels"))
 
 
 @dataclass(frozen=True, kw_only=True)

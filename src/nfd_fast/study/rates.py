@@ -1,0 +1,414 @@
+"""The table of verdicts: each claim about widths and depths, put to the test on one problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfd_fast import arguments, theory
+from nfd_fast.statistics import worst_layers
+from nfd_fast.study.atomic import prepare_folder
+from nfd_fast.study.cells import run_cells, saying_what_is_stored
+from nfd_fast.study.choices import Place, choice
+from nfd_fast.study.measurements import (
+    COUPLINGS,
+    CouplingCell,
+    KernelCell,
+    Measurement,
+    RateProblem,
+    StrongErrorCell,
+    enough_neurons,
+)
+from nfd_fast.study.progress import Meter, choose_meter
+from nfd_fast.study.verdicts import Claim, Row, judge
+
+Array = NDArray[np.float64]
+
+PAPER = "arXiv:2512.21075"
+OURS = "limit with coupling kept"
+DEPTHS_AT_INITIALISATION = (8, 16, 32, 64)
+"""Divisors of the grid of times on which the kernels of infinite depth are known."""
+KERNEL_REPLICAS = 128
+"""Networks per width at initialisation; they are small."""
+CHUNK = 2
+"""Replicas per cell on shared noise: what a killed process loses at most."""
+ROUNDING = 1e-13
+"""Share of a feature's mean square (about 1) that float32 can't tell from zero, eps² and more."""
+EIGENVALUE_ROUNDING = 1e-6
+"""The same of a Gram matrix's smallest eigenvalue: eps times a few."""
+
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        Claim(
+            "initial_features_width",
+            "initial feature kernels reach infinite width at O(1/n)",
+            PAPER,
+            "width",
+            -1,
+        ),
+        Claim(
+            "initial_adjoints_width",
+            "initial adjoint kernels reach infinite width at O(1/n)",
+            PAPER,
+            "width",
+            -1,
+        ),
+        Claim(
+            "initial_features_depth",
+            "initial feature kernels reach infinite depth at O(1/L)",
+            PAPER,
+            "depth",
+            -1,
+        ),
+        Claim(
+            "initial_adjoints_depth",
+            "initial adjoint kernels reach infinite depth at O(1/L)",
+            PAPER,
+            "depth",
+            -1,
+        ),
+        Claim(
+            "nfd_features", "features of decoupled networks reach NFD at O(1/L)", PAPER, "depth", -1
+        ),
+        Claim(
+            "nfd_adjoints", "adjoints of decoupled networks reach NFD at O(1/L)", PAPER, "depth", -1
+        ),
+        Claim(
+            "network_features",
+            "features of networks with reused weights reach NFD at O(1/L)",
+            PAPER,
+            "depth",
+            -1,
+        ),
+        Claim(
+            "network_adjoints",
+            "adjoints of networks with reused weights reach NFD at O(1/L)",
+            PAPER,
+            "depth",
+            -1,
+        ),
+        Claim(
+            "coupled_features",
+            "their features reach the coupled limit at O(1/L)",
+            OURS,
+            "depth",
+            -1,
+        ),
+        Claim(
+            "coupled_adjoints",
+            "their adjoints reach the coupled limit at O(1/L)",
+            OURS,
+            "depth",
+            -1,
+        ),
+        Claim("forward_per_layer", "forward coupling is O(1/L²) per layer", PAPER, "depth", -2),
+        Claim("backward_per_layer", "backward coupling is O(1/L²) per layer", PAPER, "depth", -2),
+        Claim(
+            "forward_accumulated",
+            "accumulated forward coupling vanishes at O(1/L)",
+            f"needed for {PAPER}",
+            "depth",
+            -1,
+        ),
+        Claim(
+            "backward_accumulated",
+            "accumulated backward coupling vanishes at O(1/L)",
+            f"needed for {PAPER}",
+            "depth",
+            -1,
+        ),
+        Claim(
+            "feature_eigenvalues",
+            "smallest eigenvalue of feature Grams stays above 0",
+            PAPER,
+            "depth",
+            0,
+        ),
+        Claim(
+            "adjoint_eigenvalues",
+            "smallest eigenvalue of adjoint Grams stays above 0",
+            PAPER,
+            "depth",
+            0,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatesConfig(Place, RateProblem):
+    """A problem, and the sizes at which the claims are tested on it.
+
+    Raises
+    ------
+    ValueError
+        For choices that nothing could be measured with.
+    """
+
+    depths: tuple[int, ...] = choice(
+        (4, 8, 16, 32), "numbers of hidden layers, L; each divides the largest", int, many=True
+    )
+    widths: tuple[int, ...] = choice(
+        (128, 256, 512, 1024), "widths at which initial kernels are compared", int, many=True
+    )
+    width: int | None = choice(
+        None,
+        "neurons of the networks on shared noise and of those whose coupling is measured; what "
+        "falls like 1/n is taken off by twice as many. Depths with fewer than 30 * updates * batch "
+        "* L neurons are flagged, not fitted",
+        int,
+        unset="as many as that takes",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        high = arguments.MAX_NOISE_DEPTH // 8
+        depths = sorted(arguments.integer("depths", depth, high=high) for depth in self.depths)
+        odd = [depth for depth in depths if depths[-1] % depth]
+        if odd:
+            raise ValueError(
+                f"depths must divide the largest, {depths[-1]}, got {', '.join(map(str, odd))}"
+            )
+        self._set("depths", tuple(depths))
+        most = arguments.MAX_INDEX // 2
+        widths = sorted(arguments.integer("widths", width, high=most) for width in self.widths)
+        self._set("widths", tuple(widths))
+        for name in ("depths", "widths"):
+            if len(getattr(self, name)) < 3:
+                raise ValueError(f"{name} must be at least 3, got {len(getattr(self, name))}")
+        if self.width is not None:
+            self._set("width", arguments.integer("width", self.width, high=most))
+        if self.replicas < 2:
+            raise ValueError(f"replicas must be at least 2, got {self.replicas}")
+
+    def strong_width(self) -> int:
+        """Return the neurons of the networks on shared noise, which all depths have in common."""
+        return self.width or enough_neurons(self, max(self.depths))
+
+    def coupling_width(self, depth: int) -> int:
+        """Return the neurons of the networks whose coupling is measured."""
+        return self.width or enough_neurons(self, depth)
+
+    def _shared(self) -> dict[str, object]:
+        return {item.name: getattr(self, item.name) for item in fields(RateProblem)}
+
+    def strong_cells(self, width: int) -> list[StrongErrorCell]:
+        """Return the cells on shared noise, a few replicas each."""
+        cells = []
+        for first in range(0, self.replicas, CHUNK):
+            own = {"seed": self.seed + first, "replicas": min(CHUNK, self.replicas - first)}
+            shared = self._shared() | own
+            cells.append(StrongErrorCell(width=width, depths=self.depths, **shared))  # type: ignore[arg-type]
+        return cells
+
+    def coupling_cell(self, width: int, depth: int) -> CouplingCell:
+        """Return the cell of one depth and width."""
+        return CouplingCell(width=width, depth=depth, **self._shared())  # type: ignore[arg-type]
+
+    def kernel_cell(self, width: int) -> KernelCell:
+        """Return the cell of one width at initialisation, at the largest depth."""
+        shared = self._shared() | {"replicas": KERNEL_REPLICAS}
+        return KernelCell(width=width, depth=max(self.depths), **shared)  # type: ignore[arg-type]
+
+    def cells(self) -> list[Measurement]:
+        """Return everything that is to be measured."""
+        cells: list[Measurement] = [self.kernel_cell(width) for width in self.widths]
+        for factor in (1, 2):
+            for depth in self.depths:
+                cells.append(self.coupling_cell(factor * self.coupling_width(depth), depth))
+            cells += self.strong_cells(factor * self.strong_width())
+        return cells
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """The verdicts on one problem.
+
+    Attributes
+    ----------
+    config : RatesConfig
+    rows : list of Row
+    computed : int
+        How many cells this call computed; the others were in the store.
+    seconds : float
+        Wall-clock time of all cells, those in the store included.
+    """
+
+    config: RatesConfig
+    rows: Sequence[Row]
+    computed: int
+    seconds: float
+
+    def row(self, name: str) -> Row:
+        """Return the row of a claim, by its name."""
+        return next(row for row in self.rows if row.claim.name == name)
+
+
+def run_rates(
+    config: RatesConfig, *, executor: Executor | None = None, progress: bool = True
+) -> Rates:
+    """Measure what the store does not have yet, and judge every claim.
+
+    Parameters
+    ----------
+    config : RatesConfig
+        The problem, the sizes, and where to store what is measured.
+    executor, progress
+        As in :func:`nfd_fast.study.run_study`, whose errors this raises too.
+
+    Returns
+    -------
+    Rates
+    """
+    with saying_what_is_stored(config.store_path, config.cells):
+        config.check(config.dataset)
+        meter = choose_meter() if progress else Meter()
+        prepare_folder(config.output)
+        cells = config.cells()
+        finished = run_cells(
+            cells, config.store_path, executor=executor, workers=config.workers, meter=meter
+        )
+    measured: dict[Measurement, Mapping[str, Array]] = {
+        cell: record.arrays for cell, record in finished.records.items()
+    }
+    rows = [
+        *_initial_width(config, measured),
+        *_initial_depth(config),
+        *_on_shared_noise(config, measured),
+        *_couplings(config, measured),
+        *_eigenvalues(config, measured),
+    ]
+    return Rates(config, rows, finished.computed, finished.seconds)
+
+
+Measured = Mapping[Measurement, Mapping[str, Array]]
+
+
+def _initial_width(config: RatesConfig, measured: Measured) -> list[Row]:
+    sizes = np.array(config.widths, dtype=float)
+    found = [measured[config.kernel_cell(width)] for width in config.widths]
+    return [
+        judge(
+            CLAIMS[f"initial_{what}_width"],
+            sizes,
+            np.stack([arrays[what] for arrays in found], axis=1),
+            resolution=ROUNDING,
+        )
+        for what in ("features", "adjoints")
+    ]
+
+
+def _initial_depth(config: RatesConfig) -> list[Row]:
+    """Judge kernels of infinite width, without sampling: squared errors at the worst time."""
+    x = config.dataset.inputs[config.batches[0]]
+    net = config.net(1, 1)
+    limit = theory.initial_kernels(net, x, threads=config.threads)
+    errors: dict[str, list[float]] = {"features": [], "adjoints": []}
+    for depth in DEPTHS_AT_INITIALISATION:
+        finite = theory.initial_kernels(net, x, depth=depth, threads=config.threads)
+        times = slice(None, None, (theory.TIMES - 1) // depth)
+        for what, found in errors.items():
+            difference = getattr(finite, what) - getattr(limit, what)[times]
+            found.append(float((difference**2).mean(axis=(1, 2)).max()))
+    sizes = np.array(DEPTHS_AT_INITIALISATION, dtype=float)
+    rows = []
+    for what, found in errors.items():
+        # Two equal rows: there is no chance in them, and their interval is a point.
+        rows.append(judge(CLAIMS[f"initial_{what}_depth"], sizes, np.tile(found, (2, 1))))
+    return rows
+
+
+def without_floor(narrow: Array, wide: Array) -> Array:
+    """Return what is left of a quantity at infinite width, from n and 2n neurons: 2 q(2n) − q(n).
+
+    Exact for c + d/n.
+    """
+    return 2 * wide - narrow
+
+
+def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
+    width = config.strong_width()
+    narrow, wide = (
+        _joined([measured[cell] for cell in config.strong_cells(factor * width)])
+        for factor in (1, 2)
+    )
+    sizes = np.array(config.depths, dtype=float)
+    flagged = np.array([width < enough_neurons(config, depth) for depth in config.depths])
+    rows = []
+    for pair in ("nfd", "network", "coupled"):
+        for what in ("features", "adjoints"):
+            columns = []
+            for depth in config.depths:
+                name = f"{pair}_{what}_{depth}"
+                errors = without_floor(narrow[name], wide[name])
+                columns.append(worst_layers(errors[:, None])[0][:, 0])
+            claim = CLAIMS[f"{pair}_{what}"]
+            # Systems of as many particles differ by no floor: only networks and NFD do.
+            own = flagged if pair == "network" else None
+            errors = np.stack(columns, axis=1)
+            rows.append(judge(claim, sizes, errors, flagged=own, resolution=ROUNDING))
+    return rows
+
+
+def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _per_depth(
+    config: RatesConfig, measured: Measured, of: Callable[[Mapping[str, Array]], Array]
+) -> Array:
+    """Return what is left at infinite width of a quantity (R,) of each depth's cells, (R, S)."""
+    columns = []
+    for depth in config.depths:
+        width = config.coupling_width(depth)
+        narrow, wide = (
+            of(measured[config.coupling_cell(factor * width, depth)]) for factor in (1, 2)
+        )
+        columns.append(without_floor(narrow, wide))
+    return np.stack(columns, axis=1)
+
+
+def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
+    sizes = np.array(config.depths, dtype=float)
+    flagged = np.array(
+        [config.coupling_width(L) < enough_neurons(config, L) for L in config.depths]
+    )
+    rows = []
+    for what in ("per_layer", "accumulated"):
+        for direction in COUPLINGS:
+            name = f"{direction}_{what}"
+
+            def mean(arrays: Mapping[str, Array], name: str = name) -> Array:
+                values = arrays[name]
+                return values if values.ndim == 1 else values.mean(axis=1)
+
+            errors = _per_depth(config, measured, mean)
+            rows.append(judge(CLAIMS[name], sizes, errors, flagged=flagged, resolution=ROUNDING))
+    return rows
+
+
+def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
+    """Judge the smallest eigenvalues over all layers and passes, of the wider networks.
+
+    With fewer outputs than samples the adjoints of the last layer are dependent by construction,
+    and those next to it nearly so: then only the first half of the layers counts.
+    """
+    sizes = np.array(config.depths, dtype=float)
+    rows = []
+    for what in ("feature", "adjoint"):
+        columns = []
+        for depth in config.depths:
+            cell = config.coupling_cell(2 * config.coupling_width(depth), depth)
+            values = measured[cell][f"{what}_eigenvalues"]
+            if what == "adjoint" and config.outputs < config.batch:
+                values = values[:, :, : max(depth // 2, 1)]
+            columns.append(values.min(axis=(1, 2)))
+        claim = CLAIMS[f"{what}_eigenvalues"]
+        errors = np.stack(columns, axis=1)
+        rows.append(judge(claim, sizes, errors, resolution=EIGENVALUE_ROUNDING))
+    return rows
