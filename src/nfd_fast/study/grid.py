@@ -68,6 +68,13 @@ class _Training:
     """The choices that all cells of a study share; their meaning is in the fields' metadata."""
 
     data: str = _choice("digits", "data set to train on", str, options=NAMES)
+    data_folder: Path | None = _choice(  # noqa: RUF009 (it calls dataclasses.field)
+        None,
+        "folder with the files of cifar10",
+        Path,
+        matters=False,  # what is in the files does
+        unset="none",
+    )
     width: int = _choice(128, "neurons per layer, n", int)
     activation: str = _choice("tanh", "activation function", str, options=ACTIVATIONS)
     horizon: float = _choice(
@@ -110,6 +117,10 @@ class _Training:
                 self._set(item.name, _several(item.name, value, item.metadata["options"]))
             elif item.metadata["options"]:
                 arguments.option(item.name, value, item.metadata["options"])
+        if self.data_folder is not None:
+            # Absolute, for processes in other folders.
+            self._set("data_folder", _path("data_folder", self.data_folder, "a folder").absolute())
+        data.check_folder("data_folder", self.data, self.data_folder)
         self._set("train", arguments.subset("train", self.train, TRAINABLE))  # one order, one key
         for name in ("width", "batch", "updates", "replicas"):
             high = MAX_REPLICAS if name == "replicas" else arguments.MAX_INDEX
@@ -153,6 +164,8 @@ class _Training:
         """Canonical JSON of the choices that matter."""
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["matters"]}
         choices["engine"] = self.chosen_engine
+        if self.data_folder is not None:
+            choices["data_sha256"] = self.dataset.digest
         choices["version"] = nfd_fast.__version__
         return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -166,9 +179,14 @@ class _Training:
         """The optimiser."""
         return SGD(self.learning_rate, self.loss, self.train)
 
+    @property
+    def dataset(self) -> DataSet:
+        """What it is trained on, loaded once per process."""
+        return data.loaded(self.data, self.data_folder)
+
     def check(self, dataset: DataSet) -> None:
         """Raise ValueError if a choice does not fit the data set, MemoryError if it's too much."""
-        arguments.integer("batch", self.batch, high=dataset.samples)
+        arguments.integer("batch", self.batch, high=dataset.training_samples)
         # Outputs, losses and the seed of each replica; what its network takes comes on top.
         entries = (self.updates + 1) * (self.batch * dataset.classes + 1) + 16
         memory.require(8.0 * self.replicas * entries, "take fewer replicas or updates")
@@ -208,11 +226,6 @@ class Cell(_Training):
             self.activation,
             self.parameterization,
         )
-
-    @property
-    def dataset(self) -> DataSet:
-        """What it is trained on, loaded once per process."""
-        return data.loaded(self.data)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -267,7 +280,7 @@ class Cell(_Training):
             dataset.inputs,
             dataset.targets(self.loss),
             batches=data.minibatches(
-                dataset.samples, self.batch, self.updates, seed=self.data_seed
+                dataset.training_samples, self.batch, self.updates, seed=self.data_seed
             ),
             seed=self.seeds,
             progress=progress,
@@ -358,6 +371,11 @@ class StudyConfig(_Training):
     def store_path(self) -> Path:
         """The file that keeps the finished cells."""
         return self.output / "study.sqlite" if self.store is None else self.store
+
+    @property
+    def description(self) -> str:
+        """Canonical JSON of everything the numbers depend on, the package's version included."""
+        return self._describe()
 
     def cell(self, parameterization: str, depth: int, backward: str) -> Cell:
         """Return one cell of the grid."""
