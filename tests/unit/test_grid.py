@@ -15,7 +15,8 @@ from nfd_fast.study.choices import WIDE, with_defaults
 from nfd_fast.study.grid import TITLES, Cell, StudyConfig
 
 OTHER = {
-    "data": None,  # there is only one
+    "data": "mnist",
+    "data_folder": None,  # only with cifar10: tests/unit/test_cifar.py
     "width": 64,
     "activation": "relu",
     "horizon": 0.5,
@@ -52,6 +53,25 @@ def test_every_choice_has_help_and_a_type():
             assert isinstance(item.metadata["kind"], type)
 
 
+@pytest.mark.parametrize(
+    ("store", "path"),
+    [(None, "out/study.sqlite"), ("", "out/study.sqlite"), ("a/b.sqlite", "a/b.sqlite")],
+)
+def test_the_store_is_in_the_output_folder_or_where_one_says(store, path):
+    config = StudyConfig(output=Path("out"), store=store)
+    assert config.store_path == Path(path)
+    assert dataclasses.replace(config, updates=3).store_path == Path(path)
+
+
+def test_the_description_of_a_study_is_that_of_its_cells():
+    config = StudyConfig(width=64, seed=3)
+    study, cell = json.loads(config.description), json.loads(config.cells()[0].description)
+    shared = study.keys() & cell.keys()
+    assert cell.keys() - shared == {"parameterization", "depth", "backward"}
+    assert study.keys() - shared == {"parameterizations", "depths"}
+    assert all(study[name] == cell[name] for name in shared)
+
+
 def test_cells():
     cells = StudyConfig(depths=(8, 2), parameterizations=("mup", "mlp"), replicas=3).cells()
     assert [(c.parameterization, c.depth, c.backward) for c in cells] == [
@@ -74,10 +94,21 @@ def test_a_cell_of_a_study_is_the_cell_of_the_same_choices():
     assert cell.key == alone.key
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Cell) if f.name != "data"])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Cell)])
 def test_the_key_knows_every_choice_but_the_threads(name):
     changed = dataclasses.replace(Cell(), **{name: OTHER[name]})
-    assert (changed.key == Cell().key) is (name == "threads")
+    assert (changed.key == Cell().key) is (name in ("threads", "data_folder"))
+
+
+@pytest.mark.parametrize("width", [8, 4 * 301 * 32 - 1, 4 * 301 * 32, WIDE])
+def test_the_key_knows_the_engine_that_runs(monkeypatch, width):
+    """Whatever memory is free: what is stored under one key must be one thing."""
+    cell = Cell(width=width)
+    engine = "conditional" if width >= 4 * 301 * 32 else "dense"
+    for available in (2**20, 2**60):
+        monkeypatch.setattr(memory, "available_bytes", lambda available=available: available)
+        assert cell.options["engine"] == json.loads(cell.description)["engine"] == engine
+        assert cell.key == Cell(width=width, engine=engine).key
 
 
 def test_the_key_does_not_depend_on_how_a_choice_is_written():
@@ -97,7 +128,10 @@ def test_the_key_knows_the_version(monkeypatch):
 def test_the_description_is_canonical():
     choices = json.loads(Cell().description)
     assert list(choices) == sorted(choices)
-    assert choices.keys() == {f.name for f in dataclasses.fields(Cell)} - {"threads"} | {"version"}
+    assert choices.keys() == {f.name for f in dataclasses.fields(Cell)} - {
+        "threads",
+        "data_folder",
+    } | {"version"}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +156,10 @@ def test_the_network_fits_the_data():
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"data": "mnist"}, "data must be one of 'digits', got 'mnist'"),
+        ({"data": "faces"}, "data must be one of 'digits', 'mnist', 'cifar10', got 'faces'"),
+        ({"data": "cifar10"}, "data_folder must be the folder with the files of 'cifar10', got "),
+        ({"data_folder": "here"}, "data_folder must be None for 'digits'"),
+        ({"data": "cifar10", "data_folder": ""}, "data_folder must be a path of a folder, got ''"),
         ({"width": 0}, "width must be a positive integer .*got 0"),
         ({"width": "128"}, "width must be a positive integer .*got '128'"),
         ({"activation": "swish"}, "activation must be one of .*'tanh'.* got 'swish'"),
@@ -148,6 +185,10 @@ def test_the_network_fits_the_data():
         ({"parameterizations": ("ntk",)}, "parameterizations must be one of"),
         ({"window": 0}, "window must be a positive integer"),
         ({"smooth": 0}, "smooth must be a positive integer"),
+        ({"workers": 0}, "workers must be a positive integer"),
+        ({"workers": 1.5}, "workers must be a positive integer"),
+        ({"store": 3}, "store must be a path of a file, got 3"),
+        ({"store": "a\0b"}, "store must be a path of a file"),
         ({"output": 3}, "output must be a path"),
         ({"output": ""}, "output must be a path"),
         ({"output": "a\0b"}, "output must be a path"),
@@ -160,7 +201,7 @@ def test_bad_choices(choices, message):
 
 def test_a_batch_larger_than_the_data():
     class Data:
-        samples = 10
+        training_samples = 10
 
     with pytest.raises(ValueError, match="batch must be a positive integer of at most 10, got 32"):
         StudyConfig().check(Data())  # type: ignore[arg-type]
@@ -168,7 +209,7 @@ def test_a_batch_larger_than_the_data():
 
 def test_records_beyond_memory(monkeypatch):
     class Data:
-        samples, classes = 1797, 10
+        training_samples, classes = 1797, 10
 
     monkeypatch.setattr(memory, "available_bytes", lambda: 2**30)
     StudyConfig().check(Data())  # type: ignore[arg-type]

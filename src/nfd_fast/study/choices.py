@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import nfd_fast
-from nfd_fast import arguments, memory
+from nfd_fast import arguments, data, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
 from nfd_fast.model import SGD, TRAINABLE
@@ -74,6 +77,13 @@ class Problem(_Choices):
     """The choices of every command: what is trained, on what, and how."""
 
     data: str = choice("digits", "data set to train on", str, options=NAMES)
+    data_folder: Path | None = choice(  # noqa: RUF009 (it calls dataclasses.field)
+        None,
+        "folder with the files of cifar10",
+        Path,
+        matters=False,  # what is in the files does
+        unset="none",
+    )
     activation: str = choice("tanh", "activation function", str, options=ACTIVATIONS)
     horizon: float = choice(
         1.0, "horizon T: the branch factor is sqrt(T/L) for depth_mup, else sqrt(T)", float
@@ -103,6 +113,10 @@ class Problem(_Choices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data_folder is not None:
+            # Absolute, for processes in other folders.
+            self._set("data_folder", _path("data_folder", self.data_folder, "a folder").absolute())
+        data.check_folder("data_folder", self.data, self.data_folder)
         self._set("train", arguments.subset("train", self.train, TRAINABLE))  # one order, one key
         for name in ("batch", "updates", "replicas"):
             high = MAX_REPLICAS if name == "replicas" else arguments.MAX_INDEX
@@ -129,6 +143,8 @@ class Problem(_Choices):
     def describe(self, **more: object) -> str:
         """Canonical JSON of the choices that matter and of what else does, the version included."""
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("matters")}
+        if self.data_folder is not None:
+            choices["data_sha256"] = self.dataset.digest
         choices |= more | {"version": nfd_fast.__version__}
         return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -142,9 +158,20 @@ class Problem(_Choices):
         """The optimiser."""
         return SGD(self.learning_rate, self.loss, self.train)
 
+    @property
+    def dataset(self) -> DataSet:
+        """What it is trained on, loaded once per process."""
+        return data.loaded(self.data, self.data_folder)
+
+    @property
+    def batches(self) -> NDArray[np.int64]:
+        """The samples (K, B) of each update, never those held out."""
+        samples = self.dataset.training_samples
+        return data.minibatches(samples, self.batch, self.updates, seed=self.data_seed)
+
     def check(self, dataset: DataSet) -> None:
         """Raise ValueError if a choice does not fit the data set, MemoryError if it's too much."""
-        arguments.integer("batch", self.batch, high=dataset.samples)
+        arguments.integer("batch", self.batch, high=dataset.training_samples)
         # Outputs, losses and the seed of each replica; what its network takes comes on top.
         entries = (self.updates + 1) * (self.batch * dataset.classes + 1) + 16
         memory.require(8.0 * self.replicas * entries, "take fewer replicas or updates")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nfd_fast
-from nfd_fast import arguments, conditional, data
+from nfd_fast import arguments, conditional
 from nfd_fast.data import DataSet
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, PARAMETERIZATIONS, ResNet
@@ -93,11 +93,6 @@ class Cell(_Training):
         )
 
     @property
-    def dataset(self) -> DataSet:
-        """What it is trained on, loaded once per process."""
-        return data.loaded(self.data)
-
-    @property
     def options(self) -> dict[str, Any]:
         """How it is run: what :func:`nfd_fast.train` and ``estimate_memory`` take alike."""
         return {
@@ -149,9 +144,7 @@ class Cell(_Training):
             self.sgd,
             dataset.inputs,
             dataset.targets(self.loss),
-            batches=data.minibatches(
-                dataset.samples, self.batch, self.updates, seed=self.data_seed
-            ),
+            batches=self.batches,
             seed=self.seeds,
             progress=progress,
             **self.options,
@@ -213,6 +206,11 @@ class StudyConfig(Place, _Training):
         for name, most in (("window", self.updates), ("smooth", max(self.updates // 4, 1))):
             value = arguments.integer(name, getattr(self, name))
             self._set(name, min(value, most))
+
+    @property
+    def description(self) -> str:
+        """Canonical JSON of everything the numbers depend on, the package's version included."""
+        return self.describe(engine=self.chosen_engine)
 
     def cell(self, parameterization: str, depth: int, backward: str) -> Cell:
         """Return one cell of the grid."""

@@ -8,16 +8,16 @@ the sampling floor of about T q/n under every coupling, of q = (updates · batch
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import nfd_fast
-from nfd_fast import data, observables, theory
+from nfd_fast import observables, theory
 from nfd_fast.model import BACKWARDS, LOSSES, ResNet
 from nfd_fast.progress import Callback
 from nfd_fast.results import Run
@@ -71,11 +71,6 @@ class RateProblem(Problem):
         """The most directions that a layer is asked about in either pass: q."""
         return self.updates * self.batch
 
-    @cached_property
-    def dataset(self) -> data.DataSet:
-        """What it is trained on."""
-        return data.loaded(self.data)
-
     @property
     def outputs(self) -> int:
         """Network outputs C."""
@@ -88,11 +83,6 @@ class RateProblem(Problem):
             return self.dataset.targets(self.loss)
         sign = 1.0 - 2.0 * (self.dataset.labels % 2)
         return sign if self.targets == "parity" else np.zeros_like(sign)
-
-    @property
-    def batches(self) -> NDArray[np.int64]:
-        """The samples (K, B) of each update."""
-        return data.minibatches(self.dataset.samples, self.batch, self.updates, seed=self.data_seed)
 
     def net(self, width: int, depth: int) -> ResNet:
         """Return a network for it."""
@@ -115,7 +105,7 @@ class RateProblem(Problem):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement(RateProblem):
+class Measurement(RateProblem, ABC):
     """One cell: a few replicas of one quantity."""
 
     width: int
@@ -131,9 +121,32 @@ class Measurement(RateProblem):
         """The cell's name in a store: sha256 of its description."""
         return hashlib.sha256(self.description.encode()).hexdigest()
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """How progress names it."""
+
+    @property
+    def weight(self) -> float:
+        """Neurons times layers times columns, as a measure of its cost."""
+        return float(self.width) * self.layers * self.replicas * self.batch
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """How many layers are computed."""
+
+    @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def compute(self, progress: Callback | bool) -> dict[str, Array]:
+        """Measure it."""
+
+    @abstractmethod
+    def bytes(self) -> float:
+        """Estimate the memory that it takes."""
 
     def accepts(self, arrays: Mapping[str, Array]) -> bool:
         """Whether these can have been measured."""
@@ -166,9 +179,9 @@ class KernelCell(Measurement):
         return f"initial kernels, n = {self.width}"
 
     @property
-    def weight(self) -> float:
-        """Neurons times layers times columns, as a measure of its cost."""
-        return float(self.width) * self.depth * self.replicas * self.batch
+    def layers(self) -> int:
+        """How many layers are computed."""
+        return self.depth
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
@@ -216,9 +229,9 @@ class StrongErrorCell(Measurement):
         return f"errors on shared noise, n = {self.width}, seed {self.seed}"
 
     @property
-    def weight(self) -> float:
-        """Neurons times layers times columns, as a measure of its cost."""
-        return float(self.width) * (self.fine + sum(self.depths)) * self.replicas * self.batch
+    def layers(self) -> int:
+        """How many layers are computed."""
+        return self.fine + sum(self.depths)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
@@ -281,9 +294,9 @@ class CouplingCell(Measurement):
         return f"coupling, n = {self.width}, L = {self.depth}, seed {self.seed}"
 
     @property
-    def weight(self) -> float:
-        """Neurons times layers times columns, as a measure of its cost."""
-        return float(self.width) * self.depth * self.replicas * self.batch
+    def layers(self) -> int:
+        """How many layers are computed."""
+        return self.depth
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import data
+import nfd_fast
+from nfd_fast import data, memory
+from nfd_fast.extras import MissingExtraError
 from nfd_fast.model import BACKWARDS
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.cells import run_cells, saying_what_is_stored
 from nfd_fast.study.grid import StudyConfig
 from nfd_fast.study.progress import Meter, choose_meter
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = NDArray[np.float64]
 
@@ -57,6 +64,66 @@ class Study:
         """Count the replicas of one cell that diverged."""
         losses = self.losses[parameterization, depth, backward]
         return int((~np.isfinite(losses).all(axis=1)).sum())
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return the losses as one labelled array, for analysis elsewhere.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``losses`` (parameterization, depth, backward, replica, update), NaN from the update on
+            at which a replica diverged; replicas are named by their seeds. The attributes say what
+            was run, and by which version.
+
+        Raises
+        ------
+        MissingExtraError
+            If xarray is not installed.
+        MemoryError
+            If a second copy of the losses does not fit the available memory.
+
+        Notes
+        -----
+        ``to_netcdf`` writes all of it; a NetCDF-3 file (``engine="scipy"``) holds seeds below 2³¹.
+        """
+        try:
+            import xarray as xr
+        except ImportError:
+            raise MissingExtraError("to_xarray", "xarray", "study") from None
+        config = self.config
+        names, depths = config.parameterizations, config.depths
+        shape = (len(names), len(depths), len(BACKWARDS), config.replicas, config.updates + 1)
+        memory.require(8.0 * math.prod(shape), "take the losses of some cells from losses")
+        array = np.empty(shape)
+        for place in np.ndindex(*shape[:3]):
+            name, depth, backward = names[place[0]], depths[place[1]], BACKWARDS[place[2]]
+            array[place] = self.losses[name, depth, backward]
+        seeds = np.array(config.seeds, dtype=np.int64 if config.seeds[-1] < 2**63 else np.uint64)
+        coordinates = {
+            "parameterization": (list(names), "scaling of the network"),
+            "depth": (list(depths), "number of hidden layers"),
+            "backward": (list(BACKWARDS), "weights of the backward pass"),
+            "replica": (seeds, "seed of the initial weights"),
+            "update": (np.arange(config.updates + 1), "number of SGD updates before"),
+        }
+        return xr.Dataset(
+            {
+                "losses": (
+                    tuple(coordinates),
+                    array,
+                    {"long_name": f"training loss ({config.loss}) of the next batch", "units": "1"},
+                )
+            },
+            {
+                dimension: (dimension, values, {"long_name": text, "units": "1"})
+                for dimension, (values, text) in coordinates.items()
+            },
+            {
+                "title": f"Training losses on {self.dataset.title}",
+                "description": config.description,
+                "version": nfd_fast.__version__,
+            },
+        )
 
 
 def run_study(
@@ -107,7 +174,7 @@ def run_study(
     ``if __name__ == "__main__":``, as always with :mod:`multiprocessing`, or take one worker.
     """
     with saying_what_is_stored(config.store_path, config.cells):
-        dataset = data.loaded(config.data)
+        dataset = config.dataset
         config.check(dataset)
         meter = choose_meter() if progress else Meter()
         prepare_folder(config.output)
