@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -214,16 +214,21 @@ def _caption(result: Study, table: Sequence[Row], width: int) -> str:
 
 
 def files(result: Study, table: Sequence[Row]) -> dict[str, bytes]:
-    """Return the content of ``loss_curves.png`` and ``loss_curves.svg``.
+    """Return the content of ``loss_curves.png`` and ``loss_curves.svg``."""
+    return images("loss_curves", lambda: figure(result, table))
 
-    The same result gives the same bytes: no dates, no random identifiers.
+
+def images(name: str, draw: Callable[[], Figure]) -> dict[str, bytes]:
+    """Return a figure as a PNG and an SVG file.
+
+    The same figure gives the same bytes: no dates, no random identifiers, no user's settings.
     """
     import matplotlib
 
     with matplotlib.rc_context(rc={**matplotlib.rcParamsDefault, "svg.hashsalt": "nfd_fast"}):
-        drawing = figure(result, table)
+        drawing = draw()
         png, svg = io.BytesIO(), io.BytesIO()
         # Each format picks its own canvas: no pyplot, no display, no global state.
         drawing.savefig(png, format="png", dpi=160, metadata={"Software": None})
         drawing.savefig(svg, format="svg", metadata={"Date": None})
-    return {"loss_curves.png": png.getvalue(), "loss_curves.svg": svg.getvalue()}
+    return {f"{name}.png": png.getvalue(), f"{name}.svg": svg.getvalue()}

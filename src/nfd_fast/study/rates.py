@@ -28,8 +28,15 @@ from nfd_fast.study.verdicts import Claim, Row, judge
 
 Array = NDArray[np.float64]
 
-PAPER = "arXiv:2512.21075"
-OURS = "limit with coupling kept"
+PAPER = "paper"
+OURS = "ours"
+NEEDED = "implied"
+SOURCES = {
+    PAPER: "arXiv:2512.21075, Neural Feature Dynamics (NFD)",
+    NEEDED: "what the paper's limit of networks with reused weights needs",
+    OURS: "the limit that keeps the coupling of both passes, as of arXiv:2310.02244",
+}
+"""Who makes a claim."""
 DEPTHS_AT_INITIALISATION = (8, 16, 32, 64)
 """Divisors of the grid of times on which the kernels of infinite depth are known."""
 KERNEL_REPLICAS = 128
@@ -44,100 +51,49 @@ EIGENVALUE_ROUNDING = 1e-6
 CLAIMS = {
     claim.name: claim
     for claim in (
-        Claim(
-            "initial_features_width",
-            "initial feature kernels reach infinite width at O(1/n)",
-            PAPER,
-            "width",
-            -1,
+        *(
+            Claim(
+                f"initial_{what}s_{size}",
+                f"initial {what} kernels → {end} at {rate}",
+                PAPER,
+                size,
+                -1,
+            )
+            for size, end, rate in (("width", "n = ∞", "1/n"), ("depth", "L = ∞", "1/L"))
+            for what in ("feature", "adjoint")
         ),
-        Claim(
-            "initial_adjoints_width",
-            "initial adjoint kernels reach infinite width at O(1/n)",
-            PAPER,
-            "width",
-            -1,
+        *(
+            Claim(f"{pair}_{what}", f"{network} {what} → {limit} at 1/L", source, "depth", -1)
+            for pair, network, limit, source in (
+                ("nfd", "decoupled", "NFD", PAPER),
+                ("network", "reused-weight", "NFD", PAPER),
+                ("coupled", "reused-weight", "coupled limit", OURS),
+            )
+            for what in ("features", "adjoints")
         ),
-        Claim(
-            "initial_features_depth",
-            "initial feature kernels reach infinite depth at O(1/L)",
-            PAPER,
-            "depth",
-            -1,
+        *(
+            Claim(f"{way}_per_layer", f"{way} coupling per layer → 0 at 1/L²", PAPER, "depth", -2)
+            for way in COUPLINGS
         ),
-        Claim(
-            "initial_adjoints_depth",
-            "initial adjoint kernels reach infinite depth at O(1/L)",
-            PAPER,
-            "depth",
-            -1,
+        *(
+            Claim(
+                f"{way}_accumulated", f"accumulated {way} coupling → 0 at 1/L", NEEDED, "depth", -1
+            )
+            for way in COUPLINGS
         ),
-        Claim(
-            "nfd_features", "features of decoupled networks reach NFD at O(1/L)", PAPER, "depth", -1
-        ),
-        Claim(
-            "nfd_adjoints", "adjoints of decoupled networks reach NFD at O(1/L)", PAPER, "depth", -1
-        ),
-        Claim(
-            "network_features",
-            "features of networks with reused weights reach NFD at O(1/L)",
-            PAPER,
-            "depth",
-            -1,
-        ),
-        Claim(
-            "network_adjoints",
-            "adjoints of networks with reused weights reach NFD at O(1/L)",
-            PAPER,
-            "depth",
-            -1,
-        ),
-        Claim(
-            "coupled_features",
-            "their features reach the coupled limit at O(1/L)",
-            OURS,
-            "depth",
-            -1,
-        ),
-        Claim(
-            "coupled_adjoints",
-            "their adjoints reach the coupled limit at O(1/L)",
-            OURS,
-            "depth",
-            -1,
-        ),
-        Claim("forward_per_layer", "forward coupling is O(1/L²) per layer", PAPER, "depth", -2),
-        Claim("backward_per_layer", "backward coupling is O(1/L²) per layer", PAPER, "depth", -2),
-        Claim(
-            "forward_accumulated",
-            "accumulated forward coupling vanishes at O(1/L)",
-            f"needed for {PAPER}",
-            "depth",
-            -1,
-        ),
-        Claim(
-            "backward_accumulated",
-            "accumulated backward coupling vanishes at O(1/L)",
-            f"needed for {PAPER}",
-            "depth",
-            -1,
-        ),
-        Claim(
-            "feature_eigenvalues",
-            "smallest eigenvalue of feature Grams stays above 0",
-            PAPER,
-            "depth",
-            0,
-        ),
-        Claim(
-            "adjoint_eigenvalues",
-            "smallest eigenvalue of adjoint Grams stays above 0",
-            PAPER,
-            "depth",
-            0,
+        *(
+            Claim(
+                f"{what}_eigenvalues",
+                f"smallest {what} eigenvalue stays above 0",
+                PAPER,
+                "depth",
+                0,
+            )
+            for what in ("feature", "adjoint")
         ),
     )
 }
+"""Every claim by its name, in the order of the table. Rates are those of squared errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +114,10 @@ class RatesConfig(Place, RateProblem):
     )
     width: int | None = choice(
         None,
-        "neurons of the networks on shared noise and of those whose coupling is measured; what "
-        "falls like 1/n is taken off by twice as many. Depths with fewer than 30 * updates * batch "
-        "* L neurons are flagged, not fitted",
+        "neurons of the networks that are trained; what falls like 1/n is taken off by twice as "
+        "many. Depths with fewer than 30 * updates * batch * L neurons are flagged, not fitted",
         int,
-        unset="as many as that takes",
+        unset="as many as the largest depth takes",
     )
 
     def __post_init__(self) -> None:
@@ -186,13 +141,14 @@ class RatesConfig(Place, RateProblem):
         if self.replicas < 2:
             raise ValueError(f"replicas must be at least 2, got {self.replicas}")
 
-    def strong_width(self) -> int:
-        """Return the neurons of the networks on shared noise, which all depths have in common."""
+    @property
+    def neurons(self) -> int:
+        """Width of the trained networks, n; others are twice as wide."""
         return self.width or enough_neurons(self, max(self.depths))
 
-    def coupling_width(self, depth: int) -> int:
-        """Return the neurons of the networks whose coupling is measured."""
-        return self.width or enough_neurons(self, depth)
+    def flagged(self) -> NDArray[np.bool_]:
+        """Return which depths have too few neurons for a sampling floor to be small."""
+        return np.array([self.neurons < enough_neurons(self, depth) for depth in self.depths])
 
     def _shared(self) -> dict[str, object]:
         return {item.name: getattr(self, item.name) for item in fields(RateProblem)}
@@ -220,8 +176,8 @@ class RatesConfig(Place, RateProblem):
         cells: list[Measurement] = [self.kernel_cell(width) for width in self.widths]
         for factor in (1, 2):
             for depth in self.depths:
-                cells.append(self.coupling_cell(factor * self.coupling_width(depth), depth))
-            cells += self.strong_cells(factor * self.strong_width())
+                cells.append(self.coupling_cell(factor * self.neurons, depth))
+            cells += self.strong_cells(factor * self.neurons)
         return cells
 
 
@@ -332,13 +288,11 @@ def without_floor(narrow: Array, wide: Array) -> Array:
 
 
 def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
-    width = config.strong_width()
     narrow, wide = (
-        _joined([measured[cell] for cell in config.strong_cells(factor * width)])
+        _joined([measured[cell] for cell in config.strong_cells(factor * config.neurons)])
         for factor in (1, 2)
     )
     sizes = np.array(config.depths, dtype=float)
-    flagged = np.array([width < enough_neurons(config, depth) for depth in config.depths])
     rows = []
     for pair in ("nfd", "network", "coupled"):
         for what in ("features", "adjoints"):
@@ -349,7 +303,7 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
                 columns.append(worst_layers(errors[:, None])[0][:, 0])
             claim = CLAIMS[f"{pair}_{what}"]
             # Systems of as many particles differ by no floor: only networks and NFD do.
-            own = flagged if pair == "network" else None
+            own = config.flagged() if pair == "network" else None
             errors = np.stack(columns, axis=1)
             rows.append(judge(claim, sizes, errors, flagged=own, resolution=ROUNDING))
     return rows
@@ -365,9 +319,8 @@ def _per_depth(
     """Return what is left at infinite width of a quantity (R,) of each depth's cells, (R, S)."""
     columns = []
     for depth in config.depths:
-        width = config.coupling_width(depth)
         narrow, wide = (
-            of(measured[config.coupling_cell(factor * width, depth)]) for factor in (1, 2)
+            of(measured[config.coupling_cell(factor * config.neurons, depth)]) for factor in (1, 2)
         )
         columns.append(without_floor(narrow, wide))
     return np.stack(columns, axis=1)
@@ -375,9 +328,7 @@ def _per_depth(
 
 def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
     sizes = np.array(config.depths, dtype=float)
-    flagged = np.array(
-        [config.coupling_width(L) < enough_neurons(config, L) for L in config.depths]
-    )
+    flagged = config.flagged()
     rows = []
     for what in ("per_layer", "accumulated"):
         for direction in COUPLINGS:
@@ -403,7 +354,7 @@ def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
     for what in ("feature", "adjoint"):
         columns = []
         for depth in config.depths:
-            cell = config.coupling_cell(2 * config.coupling_width(depth), depth)
+            cell = config.coupling_cell(2 * config.neurons, depth)
             values = measured[cell][f"{what}_eigenvalues"]
             if what == "adjoint" and config.outputs < config.batch:
                 values = values[:, :, : max(depth // 2, 1)]

@@ -166,7 +166,6 @@ def judge(
         exponent = Interval(rate.slope, rate.low, rate.high)
     else:
         exponent = Interval(rate.tail, rate.tail_low, rate.tail_high)
-        notes.append(f"bends (slope {rate.slope:.2f}): exponent of large {claim.size}s")
     if stays:
         below, above = exponent.high < -MARGIN, exponent.low > -MARGIN
         verdict = HOLDS if above else FAILS if below else UNDECIDED

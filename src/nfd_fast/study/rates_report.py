@@ -1,0 +1,131 @@
+"""The table of verdicts as text and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+
+from nfd_fast.statistics import FINER
+from nfd_fast.study.rates import SOURCES, Rates, RatesConfig
+from nfd_fast.study.report import CONFIDENCE, counted
+from nfd_fast.study.verdicts import MARGIN, Row
+
+WIDTH = 112
+"""Characters of a line."""
+HEAD = ("claim about a mean square", "from", "exponent", "constant", "at the largest", "verdict")
+
+
+def caption(config: RatesConfig) -> str:
+    """One line with every choice that a reader needs."""
+    words = [
+        f"{config.activation}",
+        f"horizon {config.horizon:g}",
+        f"learning rate {config.learning_rate:g}",
+        f"{config.loss} on {config.targets}",
+        f"trained: {', '.join(config.train)}",
+        f"batch {config.batch}",
+        counted(config.updates, "update"),
+        counted(config.replicas, "replica"),
+        f"seed {config.seed}",
+        config.dtype,
+    ]
+    return "; ".join(words)
+
+
+def sizes(config: RatesConfig) -> str:
+    """Say how wide and deep the networks were."""
+    return (
+        f"depths {', '.join(map(str, config.depths))} against {FINER * max(config.depths)} layers; "
+        f"n = {config.neurons}, and {2 * config.neurons} to take off what falls like 1/n; initial "
+        f"kernels at n = {', '.join(map(str, config.widths))}"
+    )
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str, str]:
+    """Return the entries of one line; see :data:`HEAD`."""
+    exponent, last = row.exponent, row.last
+    star = "" if row.rate is None or row.rate.asymptotic else "*"
+    interval = "-"
+    if exponent is not None:
+        interval = f"{exponent.estimate:.2f} [{exponent.low:.2f}, {exponent.high:.2f}]{star}"
+    return (
+        row.claim.text,
+        row.claim.source,
+        interval,
+        "-" if math.isnan(row.constant) else f"{row.constant:.2g}",
+        f"{last.estimate:.1e} ± {(last.high - last.low) / 2:.0e}",
+        row.verdict,
+    )
+
+
+def explanation() -> str:
+    """Say what the columns mean."""
+    return (
+        f"Exponent: of the mean square in depth or width, with its {CONFIDENCE:.0%} interval; *: "
+        "the points bend, and it is where they lead as sizes grow. "
+        "Constant: the fitted value at size 1. A claim of decay holds if the whole interval lies "
+        f"below the claimed exponent + {MARGIN}, and does not if all of it lies above; what stays "
+        f"above 0 must not fall faster than size^-{MARGIN}. From: "
+        + "; ".join(f"{name} = {words}" for name, words in SOURCES.items())
+        + "."
+    )
+
+
+def text(rates: Rates) -> str:
+    """Lay the table out as plain text, with notes below."""
+    config = rates.config
+    body = [cells(row) for row in rates.rows]
+    widths = [max(map(len, column)) for column in zip(HEAD, *body, strict=True)]
+
+    def line(entries: tuple[str, ...]) -> str:
+        padded = [entry.ljust(width) for entry, width in zip(entries, widths, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    lines = [f"Claims about infinite width and depth, tested on {config.dataset.title}"]
+    lines += textwrap.wrap(caption(config), WIDTH)
+    lines += textwrap.wrap(sizes(config), WIDTH)
+    lines += ["", line(HEAD), "  ".join("-" * width for width in widths)]
+    notes = []
+    for row, entries in zip(rates.rows, body, strict=True):
+        if row.note:
+            notes.append(row.note)
+            entries = (*entries[:-1], f"{entries[-1]} [{len(notes)}]")
+        lines.append(line(entries))
+    if notes:
+        lines += ["", *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
+    lines += ["", *textwrap.wrap(explanation(), WIDTH)]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(rates: Rates) -> str:
+    """Return the table with all digits, a line per claim and size, for other programs."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    fit = ["slope", "slope_low", "slope_high", "constant", "bend", "bend_low", "bend_high"]
+    fit += ["tail", "tail_low", "tail_high"]
+    names = [
+        "claim",
+        "source",
+        "size",
+        "claimed_exponent",
+        "value",
+        "mean",
+        "low",
+        "high",
+        "fitted",
+    ]
+    exponents = ["exponent", "exponent_low", "exponent_high"]
+    writer.writerow([*names, *fit, *exponents, "verdict", "note"])
+    for row in rates.rows:
+        rate = [""] * len(fit) if row.rate is None else list(map(repr, row.rate))
+        exponent = [""] * 3 if row.exponent is None else list(map(repr, row.exponent))
+        claim = [row.claim.name, row.claim.source, row.claim.size, f"{row.claim.exponent:g}"]
+        for place, size in enumerate(row.sizes):
+            measured = [repr(float(bound[place])) for bound in row.errors]
+            used = int(row.used[place])
+            writer.writerow(
+                [*claim, f"{size:g}", *measured, used, *rate, *exponent, row.verdict, row.note]
+            )
+    return file.getvalue()
