@@ -1,30 +1,25 @@
-"""The command line: ``nfd-fast study | train | info``."""
+"""The command line: ``nfd-fast study | rates | train | …``; see :mod:`nfd_fast.commands`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
+import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 import nfd_fast
-from nfd_fast import memory
-from nfd_fast.data import DataSet
+from nfd_fast import commands
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
-from nfd_fast.statistics import Intervals
 from nfd_fast.study.atomic import OutputError
-from nfd_fast.study.cells import WorkerError, saying_what_is_stored
-from nfd_fast.study.choices import WIDE, with_defaults
+from nfd_fast.study.cells import WorkerError
+from nfd_fast.study.choices import WIDE, Choices
 from nfd_fast.study.grid import Cell, StudyConfig
+from nfd_fast.study.rates import RatesConfig
 
 EXIT_FAILED = 1
 """The work could not be finished: diverged, too large for the memory, no room to write."""
@@ -69,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without μ is no reason to fail
     try:
-        options = _parser().parse_args(arguments)
-        command: Callable[[argparse.Namespace], None] = options.command
-        command(options)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(words)
+        options.words = shlex.join(["nfd-fast", *words])
+        command: commands.Command = options.command
+        command(options, _given(options))
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()  # the reader of a pipe has gone
@@ -110,40 +107,50 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nfd-fast {nfd_fast.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> _Parser:
-        sub: _Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=command)
+    def add(
+        name: str, command: commands.Command, text: str, kind: type[Choices] | None = None
+    ) -> _Parser:
+        sub: _Parser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command, kind=kind, config=None)
+        if kind is not None:
+            sub.add_argument(
+                "--config",
+                type=Path,
+                metavar="FILE",
+                help="TOML file with any of the choices below, written with underscores, "
+                "such as learning_rate = 0.1; flags override it",
+            )
+            _add_choices(sub, kind)
         return sub
 
-    study = add(
+    add(
         "study",
-        _study,
+        commands.study,
         "Train ensembles over depths and scalings, with reused and with decoupled backward "
         "weights; print a table of losses and gaps and draw the loss curves. Finished ensembles "
         "are stored: the same command again continues where it stopped, and computes nothing "
         "twice.",
+        StudyConfig,
     )
-    study.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with any of the choices below, written with underscores, "
-        "such as learning_rate = 0.1; flags override it",
+    add(
+        "rates",
+        commands.rates,
+        "Put every claim about infinite width and depth to the test on one problem: print a table "
+        "of measured exponents and verdicts, and draw them. Stored like a study.",
+        RatesConfig,
     )
-    _add_choices(study, StudyConfig)
-    train = add("train", _train, "Train one ensemble and print its losses.")
-    _add_choices(train, Cell)
-    train.add_argument(
-        "--json", action="store_true", help="print everything as one JSON object instead"
-    )
-    info = add("info", _info, "Print the build and the processor features in use.")
-    info.add_argument("--json", action="store_true", help="print it as one JSON object instead")
+    train = add("train", commands.train, "Train one ensemble and print its losses.", Cell)
+    info = add("info", commands.info, "Print the build and the processor features in use.")
+    for parser_ in (train, info):
+        parser_.add_argument(
+            "--json", action="store_true", help="print everything as one JSON object instead"
+        )
     return parser
 
 
-def _add_choices(parser: argparse.ArgumentParser, kind: type[StudyConfig] | type[Cell]) -> None:
+def _add_choices(parser: argparse.ArgumentParser, kind: type[Choices]) -> None:
     """Add one flag per field; one that is not given leaves no trace, so that files count."""
     for item in fields(kind):
         of = item.metadata["kind"]
@@ -179,12 +186,20 @@ def _several(kind: type) -> Callable[[str], list[Any]]:
     return read
 
 
-def _given(options: argparse.Namespace, kind: type[StudyConfig] | type[Cell]) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)}
-    return {name: value for name, value in vars(options).items() if name in names}
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the choices that were made, by flags or in a file."""
+    if options.kind is None:
+        return {}
+    names = {item.name for item in fields(options.kind)}
+    choices = (
+        {}
+        if options.config is None
+        else _read_toml(options.config, [item.name for item in fields(options.kind)])
+    )
+    return choices | {name: value for name, value in vars(options).items() if name in names}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, known: Sequence[str]) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -198,7 +213,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # TOML or UTF-8
         raise ValueError(f"--config {path} is not a TOML file: {error}") from None
-    known = [item.name for item in fields(StudyConfig)]
     unknown = [name for name in choices if name not in known]
     if unknown:
         raise ValueError(
@@ -206,119 +220,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
             f"known are {', '.join(known)}"
         )
     return choices
-
-
-def _study(options: argparse.Namespace) -> None:
-    choices = {} if options.config is None else _read_toml(options.config)
-    choices |= _given(options, StudyConfig)
-    config = StudyConfig(**with_defaults(StudyConfig, choices))
-    from nfd_fast import statistics
-    from nfd_fast.study import atomic, plots, report
-    from nfd_fast.study.runner import run_study
-
-    with saying_what_is_stored(config.store_path, config.cells):
-        statistics.require()
-        plots.require()
-        result = run_study(config)
-        table = report.rows(result)
-        files = {**report.files(result, table), **plots.files(result, table)}
-        written = [*atomic.write_all(config.output, files), config.store_path]
-        print(report.text(result, table))
-        total = len(config.cells())
-        print(
-            f"{result.computed} of {report.counted(total, 'cell')} computed now, "
-            f"{result.seconds:.0f} s for all {total}"
-        )
-        print("written: " + ", ".join(map(str, written)))
-
-
-def _train(options: argparse.Namespace) -> None:
-    cell = Cell(**with_defaults(Cell, _given(options, Cell)))
-    from nfd_fast import statistics
-    from nfd_fast.study import report
-
-    statistics.require()
-    dataset = cell.dataset
-    cell.check(dataset)
-    _announce(cell, dataset)
-    start = time.perf_counter()
-    failure = None
-    try:
-        run = cell.run(progress=sys.stderr.isatty())
-    except DivergenceError as error:
-        if error.run is None:
-            raise
-        run, failure = error.run, error
-    seconds = time.perf_counter() - start
-    complete = run.losses[np.isfinite(run.losses).all(axis=1)]
-    losses = statistics.mean_intervals(complete) if len(complete) else None
-    if options.json:
-        result = {
-            "choices": json.loads(cell.description),
-            "engine": run.engine,
-            "seconds": seconds,
-            "diverged": cell.replicas - len(complete),
-            "mean": None if losses is None else _plain(losses.estimate),
-            "low": None if losses is None else _plain(losses.low),
-            "high": None if losses is None else _plain(losses.high),
-            "losses": _plain(run.losses),
-        }
-        print(json.dumps(result, allow_nan=False))
-    else:
-        print(f"{run.net}, {cell.backward} weights, {run.engine} engine")
-        print(f"{cell.loss} on {dataset.title}; mean and 95% confidence interval, {seconds:.1f} s")
-        if failure:
-            lost = cell.replicas - len(complete)
-            print(f"{lost} of {report.counted(cell.replicas, 'replica')} diverged and are left out")
-        if losses:
-            _print_losses(losses, cell.updates)
-    if failure:
-        raise failure
-
-
-def _announce(cell: Cell, dataset: DataSet) -> None:
-    """Say how much memory a large run will take; one that is too large is refused in words."""
-    engine, needed = nfd_fast.estimate_memory(
-        cell.net(dataset),
-        cell.sgd,
-        updates=cell.updates,
-        batch=cell.batch,
-        replicas=cell.replicas,
-        **cell.options,
-    )
-    available = memory.available_bytes()
-    if needed >= 2**30 and (available is None or needed <= available):
-        print(f"{engine} engine, about {needed / 2**30:.3g} GiB of memory", file=sys.stderr)
-
-
-def _print_losses(losses: Intervals, updates: int) -> None:
-    print(f"{'update':>8}  {'loss':>9}  {'interval':>20}")
-    for update in _spread(updates, 20):
-        low, high = losses.low[update], losses.high[update]
-        bounds = "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
-        print(f"{update:>8}  {losses.estimate[update]:>9.4f}  {bounds:>20}".rstrip())
-    print(f"(row {updates} is the first batch again)")
-
-
-def _spread(last: int, count: int) -> list[int]:
-    """At most ``count`` + 1 integers from 0 to ``last``, evenly spread, with both ends."""
-    return sorted({round(last * place / count) for place in range(count + 1)})
-
-
-def _plain(array: np.ndarray[Any, np.dtype[np.float64]]) -> list[Any]:
-    """Nested lists with None for NaN, which JSON does not know."""
-    values: list[Any] = np.where(np.isfinite(array), array, None).tolist()  # type: ignore[call-overload]
-    return values
-
-
-def _info(options: argparse.Namespace) -> None:
-    build = nfd_fast.build_info()
-    if options.json:
-        print(json.dumps(build, default=str))
-        return
-    width = max(map(len, build))
-    for name, value in build.items():
-        if isinstance(value, (list, tuple)):
-            separator = ("\n" + " " * (width + 2)) if name == "activations" else ", "
-            value = separator.join(map(str, value))
-        print(f"{name.replace('_', ' '):<{width}}  {value}")

@@ -96,9 +96,7 @@ def test_colours_are_as_distinct_in_grey():
     """Depths are told apart by lightness alone, whatever colours a reader sees."""
     from matplotlib.colors import to_rgb
 
-    lightness = [
-        np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in plots._depth_colours(4)
-    ]
+    lightness = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in plots.depth_colours(4)]
     assert (np.diff(lightness) < -0.1).all()
 
 

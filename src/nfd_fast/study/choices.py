@@ -55,7 +55,7 @@ def with_defaults(kind: type[Problem], choices: dict[str, Any]) -> dict[str, Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Choices:
+class Choices:
     """Fields made by :func:`choice`, checked against their options."""
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class _Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem(_Choices):
+class Problem(Choices):
     """The choices of every command: what is trained, on what, and how."""
 
     data: str = choice("digits", "data set to train on", str, options=NAMES)
@@ -178,7 +178,7 @@ class Problem(_Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place(_Choices):
+class Place(Choices):
     """Where a grid is computed and where its results go: nothing that the numbers depend on."""
 
     workers: int | None = choice(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_STYLES: dict[str, Literal["-", "--"]] = {"reused": "-", "decoupled": "--"}
+STYLES: dict[str, Literal["-", "--"]] = {"reused": "-", "decoupled": "--"}
 
 
 def require() -> None:
@@ -48,13 +48,13 @@ def figure(result: Study, table: Sequence[Row]) -> Figure:
     width = max(1.0 + 3.5 * columns, 8.0)  # inches; room for the legend and the caption
     drawing = Figure(figsize=(width, 7.2), layout="constrained")
     axes = drawing.subplots(2, columns, squeeze=False, height_ratios=[1.75, 1])
-    colours = _depth_colours(len(config.depths))
+    colours = depth_colours(len(config.depths))
     for panel, below, name in zip(*axes, config.parameterizations, strict=True):
         for depth, colour in zip(config.depths, colours, strict=True):
             _draw_curves(panel, result, name, depth, colour)
         panel.set_title(TITLES[name])
         rows = [row for row in table if row.parameterization == name]
-        _scale_loss_axis(panel)
+        scale_loss_axis(panel)
         panel.set_xlim(0, config.updates)
         panel.set_xlabel("SGD updates")
         _draw_gaps(below, config.depths, colours, rows)
@@ -68,12 +68,12 @@ def figure(result: Study, table: Sequence[Row]) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(True, which="major", color="0.9", linewidth=0.6)
         panel.set_axisbelow(True)
-    _add_legend(drawing, config.depths, colours, columns=int(width / 1.45))
+    add_legend(drawing, config.depths, colours, columns=int(width / 1.45))
     drawing.supxlabel(_caption(result, table, int(15.5 * width)), fontsize=8.5, color="0.3")
     return drawing
 
 
-def _depth_colours(count: int) -> list[Any]:
+def depth_colours(count: int) -> list[Any]:
     """Light to dark with depth; viridis without the yellow end, which fades on white."""
     from matplotlib import colormaps
 
@@ -90,13 +90,13 @@ def _draw_curves(
     panel: Axes, result: Study, parameterization: str, depth: int, colour: Any
 ) -> None:
     window = result.config.smooth
-    for backward, losses in zip(_STYLES, result.pair(parameterization, depth), strict=True):
+    for backward, losses in zip(STYLES, result.pair(parameterization, depth), strict=True):
         if len(losses) == 0:
             continue  # all pairs diverged: the table says so
         smooth = running_mean(losses, window)
         updates = np.arange(smooth.shape[1]) + (window - 1) / 2  # middle of each window
         mean, low, high = mean_intervals(smooth, CONFIDENCE)
-        (line,) = panel.plot(updates, mean, _STYLES[backward], color=colour, linewidth=1.2)
+        (line,) = panel.plot(updates, mean, STYLES[backward], color=colour, linewidth=1.2)
         if mean.size == 1:  # no line to see
             line.set(marker="o", clip_on=False)
         if len(losses) > 1:
@@ -110,7 +110,7 @@ def _say(panel: Axes, words: str) -> None:
     panel.text(0.5, 0.6, words, transform=panel.transAxes, ha="center", va="center", color="0.3")
 
 
-def _scale_loss_axis(panel: Axes) -> None:
+def scale_loss_axis(panel: Axes) -> None:
     """Fit the panel to its mean curves, with plain numbers on a logarithmic axis.
 
     Each panel on its own, or one that trains further would press the others' curves together;
@@ -170,15 +170,16 @@ def _draw_gaps(
     panel.set_xlabel("depth L")
 
 
-def _add_legend(
+def add_legend(
     drawing: Figure, depths: Sequence[int], colours: Sequence[Any], columns: int
 ) -> None:
+    """Name the backward passes and the depths above all panels."""
     from matplotlib.lines import Line2D
 
     words = {"reused": "reused weights", "decoupled": "decoupled weights"}
     handles = [
         Line2D([], [], color="0.2", linestyle=style, linewidth=1.5, label=words[backward])
-        for backward, style in _STYLES.items()
+        for backward, style in STYLES.items()
     ]
     handles += [
         Line2D([], [], color=colour, linewidth=2.5, label=f"L = {depth}")

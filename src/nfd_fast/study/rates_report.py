@@ -8,6 +8,8 @@ import math
 import textwrap
 
 from nfd_fast.statistics import FINER
+from nfd_fast.study.measurements import RateProblem
+from nfd_fast.study.page import Section
 from nfd_fast.study.rates import SOURCES, Rates, RatesConfig
 from nfd_fast.study.report import CONFIDENCE, counted
 from nfd_fast.study.verdicts import MARGIN, Row
@@ -17,7 +19,7 @@ WIDTH = 112
 HEAD = ("claim about a mean square", "from", "exponent", "constant", "at the largest", "verdict")
 
 
-def caption(config: RatesConfig) -> str:
+def caption(config: RateProblem) -> str:
     """One line with every choice that a reader needs."""
     words = [
         f"{config.activation}",
@@ -129,3 +131,25 @@ def csv_text(rates: Rates) -> str:
                 [*claim, f"{size:g}", *measured, used, *rate, *exponent, row.verdict, row.note]
             )
     return file.getvalue()
+
+
+def files(rates: Rates) -> dict[str, bytes]:
+    """Return the content of ``rates.txt`` and ``rates.csv``."""
+    return {"rates.txt": text(rates).encode(), "rates.csv": csv_text(rates).encode()}
+
+
+def section(rates: Rates, command: str) -> Section:
+    """Return what the report of a folder shows of these rates."""
+    config = rates.config
+    noted = [row for row in rates.rows if row.note]
+    return Section(
+        name="rates",
+        title="Claims about infinite width and depth, put to the test",
+        command=command,
+        text=f"{config.dataset.title}: {caption(config)}; {sizes(config)}.",
+        head=HEAD,
+        rows=[cells(row) for row in rates.rows],
+        notes=[explanation(), *(f"{row.claim.text}: {row.note}" for row in noted)],
+        figures=["rates.png"],
+        seconds=rates.seconds,
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nfd_fast.statistics import Interval, mean_interval, relative_gap_interval
 from nfd_fast.study.grid import TITLES
+from nfd_fast.study.page import Section
 from nfd_fast.study.runner import Study
 
 CONFIDENCE = 0.95
@@ -58,6 +59,20 @@ def rows(result: Study) -> list[Row]:
     return table
 
 
+_HEAD = ("parameterization", "depth", "reused", "decoupled", "relative gap", "pairs")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        TITLES[row.parameterization],
+        str(row.depth),
+        _mean(row.reused),
+        _mean(row.decoupled),
+        _gap(row.gap),
+        str(row.pairs),
+    )
+
+
 def text(result: Study, table: Sequence[Row]) -> str:
     """Lay the table out as plain text, with what it means for each parameterization."""
     config = result.config
@@ -70,25 +85,14 @@ def text(result: Study, table: Sequence[Row]) -> str:
         caption(result),
         "",
     ]
-    head = ("parameterization", "depth", "reused", "decoupled", "relative gap", "pairs")
-    body = [
-        (
-            TITLES[row.parameterization],
-            str(row.depth),
-            _mean(row.reused),
-            _mean(row.decoupled),
-            _gap(row.gap),
-            str(row.pairs),
-        )
-        for row in table
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    body = [_cells(row) for row in table]
+    widths = [max(map(len, column)) for column in zip(_HEAD, *body, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         left = cells[0].ljust(widths[0])
         return "  ".join([left, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
 
-    lines.append(line(head))
+    lines.append(line(_HEAD))
     lines.append("  ".join("-" * width for width in widths))
     for row, cells in zip(table, body, strict=True):
         if row.depth == config.depths[0] and row is not table[0]:
@@ -199,3 +203,19 @@ def files(result: Study, table: Sequence[Row]) -> dict[str, bytes]:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def section(result: Study, table: Sequence[Row], command: str) -> Section:
+    """Return what the report of a folder shows of this study."""
+    lines = text(result, table).splitlines()
+    return Section(
+        name="study",
+        title="Training with reused and with decoupled backward weights",
+        command=command,
+        text=" ".join(line for line in lines[:3]),
+        head=_HEAD,
+        rows=[_cells(row) for row in table],
+        notes=[*_verdicts(table), *_divergences(table, result.config.replicas)],
+        figures=["loss_curves.png"],
+        seconds=result.seconds,
+    )

@@ -1,0 +1,176 @@
+"""What each command of the command line does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import nfd_fast
+from nfd_fast import memory
+from nfd_fast.data import DataSet
+from nfd_fast.exceptions import DivergenceError
+from nfd_fast.statistics import Intervals
+from nfd_fast.study.cells import saying_what_is_stored
+from nfd_fast.study.choices import with_defaults
+from nfd_fast.study.grid import Cell, StudyConfig
+from nfd_fast.study.page import Section
+from nfd_fast.study.rates import RatesConfig
+
+Command = Callable[[argparse.Namespace, Mapping[str, Any]], None]
+"""A command: what was on its line, and the choices of its kind that were made."""
+
+
+def study(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Train a grid of ensembles; table, figure and report."""
+    config = StudyConfig(**with_defaults(StudyConfig, dict(given)))
+    from nfd_fast import statistics
+    from nfd_fast.study import plots, report
+    from nfd_fast.study.runner import run_study
+
+    with saying_what_is_stored(config.store_path, config.cells):
+        statistics.require()
+        plots.require()
+        result = run_study(config)
+        table = report.rows(result)
+        files = {**report.files(result, table), **plots.files(result, table)}
+        section = report.section(result, table, options.words)
+        _finish(config, report.text(result, table), files, section, result.computed)
+
+
+def rates(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Measure and judge every claim; table, figure and report."""
+    config = RatesConfig(**given)
+    from nfd_fast import statistics
+    from nfd_fast.study import plots, rates_plots, rates_report
+    from nfd_fast.study.rates import run_rates
+
+    with saying_what_is_stored(config.store_path, config.cells):
+        statistics.require()
+        plots.require()
+        result = run_rates(config)
+        files = {**rates_report.files(result), **rates_plots.files(result)}
+        section = rates_report.section(result, options.words)
+        _finish(config, rates_report.text(result), files, section, result.computed)
+
+
+def _finish(
+    config: StudyConfig | RatesConfig,
+    text: str,
+    files: Mapping[str, bytes],
+    section: Section,
+    computed: int,
+) -> None:
+    """Write what was made and the report of the whole folder; print the table."""
+    from nfd_fast.study import atomic, page, report
+
+    name, content = section.file()
+    written = atomic.write_all(config.output, {**files, name: content})
+    written += atomic.write_all(config.output, {"report.html": page.page(config.output)})
+    print(text)
+    total = len(config.cells())
+    print(
+        f"{computed} of {report.counted(total, 'cell')} computed now, "
+        f"{section.seconds:.0f} s for all {total}"
+    )
+    print("written: " + ", ".join(map(str, [*written, config.store_path])))
+
+
+def train(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Train one ensemble and print its losses."""
+    cell = Cell(**with_defaults(Cell, dict(given)))
+    from nfd_fast import statistics
+    from nfd_fast.study import report
+
+    statistics.require()
+    dataset = cell.dataset
+    cell.check(dataset)
+    _announce(cell, dataset)
+    start = time.perf_counter()
+    failure = None
+    try:
+        run = cell.run(progress=sys.stderr.isatty())
+    except DivergenceError as error:
+        if error.run is None:
+            raise
+        run, failure = error.run, error
+    seconds = time.perf_counter() - start
+    complete = run.losses[np.isfinite(run.losses).all(axis=1)]
+    losses = statistics.mean_intervals(complete) if len(complete) else None
+    if options.json:
+        result = {
+            "choices": json.loads(cell.description),
+            "engine": run.engine,
+            "seconds": seconds,
+            "diverged": cell.replicas - len(complete),
+            "mean": None if losses is None else _plain(losses.estimate),
+            "low": None if losses is None else _plain(losses.low),
+            "high": None if losses is None else _plain(losses.high),
+            "losses": _plain(run.losses),
+        }
+        print(json.dumps(result, allow_nan=False))
+    else:
+        print(f"{run.net}, {cell.backward} weights, {run.engine} engine")
+        print(f"{cell.loss} on {dataset.title}; mean and 95% confidence interval, {seconds:.1f} s")
+        if failure:
+            lost = cell.replicas - len(complete)
+            print(f"{lost} of {report.counted(cell.replicas, 'replica')} diverged and are left out")
+        if losses:
+            _print_losses(losses, cell.updates)
+    if failure:
+        raise failure
+
+
+def _announce(cell: Cell, dataset: DataSet) -> None:
+    """Say how much memory a large run will take; one that is too large is refused in words."""
+    engine, needed = nfd_fast.estimate_memory(
+        cell.net(dataset),
+        cell.sgd,
+        updates=cell.updates,
+        batch=cell.batch,
+        replicas=cell.replicas,
+        **cell.options,
+    )
+    available = memory.available_bytes()
+    if needed >= 2**30 and (available is None or needed <= available):
+        print(f"{engine} engine, about {needed / 2**30:.3g} GiB of memory", file=sys.stderr)
+
+
+def _print_losses(losses: Intervals, updates: int) -> None:
+    print(f"{'update':>8}  {'loss':>9}  {'interval':>20}")
+    for update in _spread(updates, 20):
+        low, high = losses.low[update], losses.high[update]
+        bounds = "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+        print(f"{update:>8}  {losses.estimate[update]:>9.4f}  {bounds:>20}".rstrip())
+    print(f"(row {updates} is the first batch again)")
+
+
+def _spread(last: int, count: int) -> list[int]:
+    """At most ``count`` + 1 integers from 0 to ``last``, evenly spread, with both ends."""
+    return sorted({round(last * place / count) for place in range(count + 1)})
+
+
+def _plain(array: np.ndarray[Any, np.dtype[np.float64]]) -> list[Any]:
+    """Nested lists with None for NaN, which JSON does not know."""
+    values: list[Any] = np.where(np.isfinite(array), array, None).tolist()  # type: ignore[call-overload]
+    return values
+
+
+def info(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Print what was built."""
+    build = nfd_fast.build_info()
+    if options.json:
+        print(json.dumps(build, default=str))
+        return
+    width = max(map(len, build))
+    for name, value in build.items():
+        if isinstance(value, (list, tuple)):
+            separator = ("\n" + " " * (width + 2)) if name == "activations" else ", "
+            value = separator.join(map(str, value))
+        print(f"{name.replace('_', ' '):<{width}}  {value}")
