@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -170,9 +171,40 @@ def test_study(call, tmp_path):
     assert table in again
 
 
+@pytest.mark.subprocess
+def test_workers_and_a_shared_store(call, tmp_path):
+    shared = ["--store", "deep/shared.sqlite"]
+    code, out, err = call("study", *GRID, "--workers", "2", *shared)
+    assert (code, err.count("\n")) == (0, 8)
+    assert "8 of 8 cells computed now" in out
+    assert (tmp_path / "deep" / "shared.sqlite").exists()
+    assert not (tmp_path / "results" / "study.sqlite").exists()
+    code, again, _ = call("study", *GRID, *shared, "--output", "other")
+    assert "0 of 8 cells computed now" in again
+    table = (tmp_path / "results" / "table.txt").read_text(encoding="utf-8")
+    assert table == (tmp_path / "other" / "table.txt").read_text(encoding="utf-8")
+
+
+def test_training_on_files_of_the_users_own(call, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = rng.integers(256, size=(4, 3072), dtype=np.uint8)
+        content = {b"data": pixels, b"labels": [0, 3, 9, 3]}
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
+    files = ["--data", "cifar10", "--data-folder", "."]
+    code, out, _ = call("train", *SMALL, *files, "--json")
+    assert code == 0
+    assert json.loads(out)["choices"]["data_sha256"]
+    code, out, _ = call("study", *GRID, *files)
+    assert code == 0
+    assert "CIFAR-10 (20 real 32×32 colour images)" in out
+    nfd_fast.data.loaded.cache_clear()
+
+
 def test_a_file_says_what_flags_do_not(call, tmp_path):
     (tmp_path / "study.toml").write_text(
         "width = 8\nupdates = 5\nbatch = 4\nreplicas = 3\ndepths = [1]\nhorizon = 2\n"
+        "workers = 1\n"
         'parameterizations = ["mup"]\noutput = "elsewhere"\n'
     )
     code, out, _ = call("study", "--config", "study.toml", "--replicas", "2")
@@ -191,10 +223,10 @@ def test_every_choice_can_be_a_flag(call):
             continue
         text = ",".join(map(str, value)) if item.metadata["many"] else str(value)
         flags += ["--" + item.name.replace("_", "-"), text]
-    code, out, _ = call("study", *SMALL, "--depths", "1", "--threads", "1", *flags)
+    code, out, _ = call("study", *SMALL, "--depths", "1", "--workers", "1", *flags)
     assert code == 0
     assert "6 of 6 cells" in out
-    code, out, _ = call("study", *SMALL, "--depths", "1")
+    code, out, _ = call("study", *SMALL, "--depths", "1", "--threads", "1")
     assert "0 of 6 cells" in out
 
 
@@ -217,8 +249,7 @@ def test_every_choice_can_be_a_flag(call):
         ("train --data cifar10 --data-folder folder", "folder must hold data_batch_1 ... "),
         ("study --workers 0", "workers must be a positive integer"),
         ("study --output folder --store afile/store", "output folder afile is not writable"),
-        ("study --output folder --store folder/study.sqlite",
-         "folder/study.sqlite, which is not an SQLite"),
+        ("study --output folder --store folder/study.sqlite", "which is not an SQLite"),
         ("study --batch 1798", "batch must be a positive integer of at most 1797, got 1798"),
         ("study --learning-rate nan", "learning_rate must be a nonnegative finite number"),
         ("study --output afile/results", "output folder afile/results is not writable"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import process_table
 import pytest
 
 import nfd_fast
@@ -22,7 +25,7 @@ from nfd_fast.study import progress
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.cells import StudyInterrupted
 from nfd_fast.study.grid import StudyConfig
-from nfd_fast.study.runner import run_study
+from nfd_fast.study.runner import Study, run_study
 from nfd_fast.study.store import Store, StoreError
 
 for module in ("sklearn", "rich", "scipy"):
@@ -113,6 +116,52 @@ def test_two_sets_of_choices_share_a_store_without_mixing(config):
         assert (losses[:, 1:] != second.losses[name][:, 1:]).all()
     with Store(config.store_path) as store:
         assert len(store.finished()) == 16
+
+
+_SHARED = """
+import sys
+from pathlib import Path
+from nfd_fast.study import StudyConfig, run_study
+
+if __name__ == "__main__":
+    folder, rate = Path(sys.argv[1]), float(sys.argv[2])
+    config = StudyConfig(width=8, depths=(1, 2), parameterizations=("mup", "depth_mup"), updates=6,
+                         batch=4, replicas=3, learning_rate=rate, workers=1,
+                         output=folder / sys.argv[2], store=folder / "shared.sqlite")
+    while not (folder / "go").exists():
+        pass
+    print(run_study(config, progress=False).computed)
+"""
+
+
+@pytest.mark.subprocess
+def test_two_processes_share_a_store(config, tmp_path):
+    """Started at once, before there is a store, and one of them twice: nothing mixes."""
+    rates = ["0.3", "0.1", "0.1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SHARED, str(tmp_path), rate],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rate in rates
+    ]
+    time.sleep(0.5)
+    (tmp_path / "go").touch()
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert 0 <= int(out) <= 8
+    with Store(tmp_path / "shared.sqlite") as store:
+        assert len(store.finished()) == 16
+    for rate in (0.3, 0.1):
+        own = dataclasses.replace(config, learning_rate=rate, output=tmp_path / f"own{rate}")
+        shared = dataclasses.replace(own, store=tmp_path / "shared.sqlite")
+        expected, found = run_study(own, progress=False), run_study(shared, progress=False)
+        assert (expected.computed, found.computed) == (8, 0)
+        for name, losses in expected.losses.items():
+            assert losses.tobytes() == found.losses[name].tobytes()
 
 
 def test_diverged_replicas_are_a_result(config, monkeypatch):
@@ -243,6 +292,85 @@ def test_without_rich(config, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def _assert_same(one, other):
+    assert one.losses.keys() == other.losses.keys()
+    for name, losses in one.losses.items():
+        assert losses.tobytes() == other.losses[name].tobytes()
+
+
+@pytest.mark.subprocess
+def test_several_processes_give_the_same_bits(config, tmp_path):
+    serial = run_study(config, progress=False)
+    for workers in (2, None):
+        other = dataclasses.replace(config, workers=workers, output=tmp_path / f"of{workers}")
+        parallel = run_study(other, progress=False)
+        assert parallel.computed == 8
+        _assert_same(serial, parallel)
+
+
+@pytest.mark.subprocess
+@pytest.mark.filterwarnings("default")  # distributed's own, which differ by version
+def test_dask_gives_the_same_bits(config, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask is in the test extra")
+    serial = run_study(config, progress=False)
+    other = dataclasses.replace(config, workers=None, threads=1, output=tmp_path / "dask")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        elsewhere = run_study(other, executor=client.get_executor(), progress=False)
+    assert elsewhere.computed == 8
+    _assert_same(serial, elsewhere)
+
+
+def test_workers_have_no_place_beside_an_executor(config):
+    expected = "workers must be None if there is an executor, got 1"
+    with ThreadPoolExecutor() as executor, pytest.raises(ValueError, match=expected):
+        run_study(config, executor=executor, progress=False)
+
+
+def test_to_xarray(config):
+    xarray = pytest.importorskip("xarray", reason="xarray is in the study extra")
+    study = run_study(config, progress=False)
+    losses = study.to_xarray()["losses"]
+    assert losses.dims == ("parameterization", "depth", "backward", "replica", "update")
+    assert losses.shape == (2, 2, 2, 3, 7)
+    assert losses["replica"].values.tolist() == [0, 1, 2]
+    assert losses["update"].values.tolist() == list(range(7))
+    for (name, depth, backward), array in study.losses.items():
+        one = losses.sel(parameterization=name, depth=depth, backward=backward)
+        assert one.values.tobytes() == array.tobytes()
+    for variable in (losses, *losses.coords.values()):
+        assert variable.attrs["long_name"]
+        assert variable.attrs["units"] == "1"
+    path = config.output / "losses.nc"
+    study.to_xarray().to_netcdf(path, engine="scipy")
+    with xarray.open_dataset(path, engine="scipy") as found:
+        xarray.testing.assert_identical(found.load(), study.to_xarray())
+        assert json.loads(found.attrs["description"]) == json.loads(config.description)
+        assert found.attrs["version"] == nfd_fast.__version__
+
+
+def test_to_xarray_of_large_seeds_and_divergence(config):
+    pytest.importorskip("xarray", reason="xarray is in the study extra")
+    config = dataclasses.replace(config, seed=2**64 - 3)
+    names = [(cell.parameterization, cell.depth, cell.backward) for cell in config.cells()]
+    array = np.full((3, 7), np.nan)
+    study = Study(config, dict.fromkeys(names, array), data.load("digits"), 0, 0.0)
+    found = study.to_xarray()
+    assert found["replica"].values.tolist() == [2**64 - 3, 2**64 - 2, 2**64 - 1]
+    assert found["losses"].isnull().all()
+
+
+def test_without_xarray(config, monkeypatch):
+    study = run_study(config, progress=False)
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(MissingExtraError, match=r"to_xarray requires xarray.*nfd_fast\[study\]"):
+        study.to_xarray()
+
+
 def test_lines_for_logs(config, capsys):
     run_study(config)
     lines = capsys.readouterr().err.splitlines()
@@ -250,6 +378,30 @@ def test_lines_for_logs(config, capsys):
     assert lines[0].startswith("[1/8] μP ResNet, L = 1, reused: ")
     run_study(config)
     assert capsys.readouterr().err == "8 of 8 cells are stored already\n"
+
+
+def test_the_bar_counts_cells_that_run_side_by_side(config):
+    """Moved from another thread, and also by a report that comes after the result."""
+    from rich.console import Console
+
+    bar = progress.Bar(Console(file=io.StringIO(), force_terminal=True, width=100))
+    first, second = config.cells()[2:4]
+    with bar:
+        bar.begin(2, [first, second])
+        one, other = bar.cell(first), bar.cell(second)
+        assert callable(one)
+        assert callable(other)
+        one(1, 2)
+        other(1, 4)
+        assert bar._progress.tasks[0].completed == first.weight / 2 + second.weight / 4
+        bar.finish(second, 1, 0.1)
+        other(1, 2)
+        assert bar._progress.tasks[0].completed == first.weight / 2 + second.weight
+        bar.finish(first, 2, 0.1)
+        late = bar.cell(first)
+        assert callable(late)
+        late(0, 1)
+        assert bar._progress.tasks[0].finished
 
 
 def test_the_bar_moves_within_a_cell_and_ends_full(config):
@@ -271,24 +423,24 @@ def test_the_bar_moves_within_a_cell_and_ends_full(config):
     assert "8/8 cells" in screen.getvalue()
 
 
-# What happens to a process that is killed or interrupted in the middle. Twenty-four cells of a
-# few tenths of a second each: long enough to be met at work, whatever the machine.
-_LONG = ["--width", "64", "--depths", "2,3,4,5", "--updates", "400", "--replicas", "16"]
+# What happens to a process that is killed or interrupted in the middle. Twelve cells of a few
+# tenths of a second each: long enough to be met at work, whatever the machine.
+_LONG = ["--width", "64", "--depths", "3,4", "--updates", "400", "--replicas", "16"]
 
 
-def _start(folder):
+def _start(folder, workers):
+    choices = [*_LONG, "--workers", str(workers), "--output", str(folder)]
     return subprocess.Popen(
-        [sys.executable, "-m", "nfd_fast", "study", *_LONG, "--output", str(folder)],
+        [sys.executable, "-m", "nfd_fast", "study", *choices],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
 def _long(folder):
-    return StudyConfig(
-        width=64, depths=(2, 3, 4, 5), updates=400, replicas=16, workers=1, output=folder
-    )
+    return StudyConfig(width=64, depths=(3, 4), updates=400, replicas=16, workers=1, output=folder)
 
 
 def _wait_for_cells(process, store, count):
@@ -305,13 +457,18 @@ def _wait_for_cells(process, store, count):
     raise AssertionError("the study stored nothing within two minutes")
 
 
+@pytest.mark.subprocess
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
+def test_ended_in_the_middle_and_resumed(tmp_path, number, workers, calls):
     config = _long(tmp_path)
-    process = _start(tmp_path)
+    process = _start(tmp_path, workers)
     try:
         _wait_for_cells(process, config.store_path, 2)
-        process.send_signal(number)
+        if number == signal.SIGINT:  # as a terminal does: to all processes of the command
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         sent = time.monotonic()
         output, errors = process.communicate(timeout=60)
         waited = time.monotonic() - sent
@@ -321,7 +478,7 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
 
     with Store(config.store_path) as store:
         stored = {key: store.get(key) for key in store.finished()}
-    assert 2 <= len(stored) < 24
+    assert 2 <= len(stored) < 12
     connection = sqlite3.connect(config.store_path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
@@ -330,16 +487,40 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, calls):
         assert process.returncode == 130
         assert output == ""
         assert errors.splitlines()[-1] == (
-            f"nfd-fast: interrupted: {len(stored)} of 24 cells are stored in {config.store_path}; "
+            f"nfd-fast: interrupted: {len(stored)} of 12 cells are stored in {config.store_path}; "
             "run the same command again to continue"
         )
         assert "Traceback" not in errors
         assert waited < 2  # a second for the kernel, another for Python to end
 
     result = run_study(config, progress=False)
-    assert result.computed == len(calls) == 24 - len(stored)
+    assert result.computed == len(calls) == 12 - len(stored)
     for cell in config.cells():
         if cell.key in stored:
             losses = result.losses[cell.parameterization, cell.depth, cell.backward]
             assert losses.tobytes() == stored[cell.key].arrays["losses"].tobytes()
             assert losses.shape == (16, 401)
+
+
+@pytest.mark.subprocess
+def test_a_worker_killed_in_the_middle(tmp_path):
+    """kill -9 of one of two: exit code 1, one line, and the same command goes on from there."""
+    config = _long(tmp_path)
+    process = _start(tmp_path, 2)
+    try:
+        _wait_for_cells(process, config.store_path, 2)
+        os.kill(process_table.workers(process.pid)[0], signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    with Store(config.store_path) as store:
+        stored = len(store.finished())
+    assert (process.returncode, output) == (1, "")
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        "nfd-fast: error: a worker process was killed, perhaps for want of memory: "
+        f"{stored} of 12 cells are stored in {config.store_path}; "
+        "run the same command again to continue, with fewer workers if it happens again"
+    )
+    assert run_study(config, progress=False).computed == 12 - stored

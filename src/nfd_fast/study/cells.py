@@ -72,7 +72,7 @@ class Finished(Generic[Kind]):
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of computing all cells, those in the store included."""
+        """Time of computing all cells, as if one after the other; those in the store included."""
         return sum({cell.key: record.seconds for cell, record in self.records.items()}.values())
 
 
@@ -256,8 +256,8 @@ def _spread(
         for key, cell in sorted(missing.items(), key=lambda item: -item[1].weight):
             futures[executor.submit(_compute, cell, key)] = key
         for future in as_completed(futures):
-            result = future.result()
-            keep(futures.pop(future), *result)
+            keep(futures[future], *future.result())
+            del futures[future]  # only now: an interrupt may come while it is being stored
     except BaseException:
         for future in futures:
             future.cancel()

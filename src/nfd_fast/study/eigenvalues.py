@@ -99,7 +99,7 @@ class EigenvaluesConfig(Place, EigenvalueProblem):
         """Return one cell per width."""
         shared = {item.name: getattr(self, item.name) for item in fields(EigenvalueProblem)}
         return [
-            EigenvalueCell(width=width, depth=self.depth, **shared)  # type: ignore[arg-type]
+            EigenvalueCell(width=width, depth=self.depth, **shared)
             for width in self.widths
         ]
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
@@ -84,7 +84,10 @@ def reporter(name: str) -> Callback | bool:
 def _listen(reader: Connection, report: Report, ended: threading.Event) -> None:
     while not ended.is_set():
         if reader.poll(_PAUSE):
-            report(*reader.recv())
+            told = reader.recv()
+            # If it can't be shown any more, it must still be taken, or the processes would wait.
+            with suppress(Exception):
+                report(*told)
 
 
 def _begin(writer: Connection, share: int) -> None:

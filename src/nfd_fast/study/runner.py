@@ -42,7 +42,7 @@ class Study:
     computed : int
         How many cells this call computed; the others were in the store.
     seconds : float
-        Wall-clock time of computing all cells, those in the store included.
+        Time of computing all cells, as if one after the other; those in the store included.
     """
 
     config: StudyConfig

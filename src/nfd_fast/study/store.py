@@ -98,8 +98,9 @@ class Store:
     def _check(self, read_only: bool) -> None:
         """Refuse what is not ours; set up an empty file."""
         try:
-            application = self._pragma("application_id")
+            # In this order: another process may set it up in between.
             tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            application = self._pragma("application_id")
         except sqlite3.OperationalError as error:
             raise OSError(f"cannot open the store {self.path}: {error}") from None
         except sqlite3.DatabaseError:
@@ -244,6 +245,8 @@ class _Transaction:
         self._connection = connection
 
     def __enter__(self) -> None:
+        if self._connection.in_transaction:  # an interrupt came between BEGIN and the with block
+            self._connection.execute("ROLLBACK")
         self._connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(
