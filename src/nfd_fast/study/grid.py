@@ -13,8 +13,9 @@ import nfd_fast
 from nfd_fast import arguments, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
+from nfd_fast.engines import ENGINES
 from nfd_fast.model import BACKWARDS, PARAMETERIZATIONS, SGD, TRAINABLE, ResNet
-from nfd_fast.train import ENGINES, MAX_REPLICAS
+from nfd_fast.problem import MAX_REPLICAS
 
 TITLES = {"mlp": "MLP (no skip)", "mup": "μP ResNet", "depth_mup": "depth-μP ResNet"}
 """How tables and figures name the parameterizations."""
