@@ -61,6 +61,12 @@ struct AdjointStore {
     }
 };
 
+// The step of the hidden weights: sum over the batch of w_b G_l[b] phi(H_{l-1}[b])^T times `step`.
+struct Gradient {
+    const double* sample_weights;  // w_b
+    double step;                   // eta beta m; 0 if the hidden weights don't move
+};
+
 // One SGD step of the hidden weights: W_l -= step/sqrt(n) sum_b w_b G_l[b] phi(H_{l-1}[b])^T, with
 // step = eta beta m and w_b the sample weights.
 template <class T>

@@ -83,7 +83,7 @@ struct Problem {
     bool keep_adjoints;         // of all layers: needed to record them
     bool keep_first_features;   // of row 0: needed for the movement
     bool keep_coupling;         // conditional engine: needed to record the couplings
-    double tolerance;           // conditional engine: see conditional.hpp
+    double tolerance;           // conditional engine: shares of a column below it are no direction
     Records records;
     Divergence* divergences;  // (replicas,)
 };

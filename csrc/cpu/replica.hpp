@@ -22,6 +22,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/arena.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/kernels.hpp"
@@ -30,35 +31,6 @@
 #include "cpu/weights.hpp"
 
 namespace nfd_fast {
-
-// Cuts one allocation into arrays. With a null base it only counts, so that what is allocated and
-// what is estimated can't differ.
-class Arena {
-  public:
-    static constexpr std::size_t kAlignment = 64;
-
-    explicit Arena(unsigned char* base) : base_(base) {}
-
-    template <class Element>
-    void take(Element*& pointer, double count) {
-        pointer = base_ && count > 0
-                      ? reinterpret_cast<Element*>(base_ + static_cast<std::size_t>(used_))
-                      : nullptr;
-        used_ += std::ceil(count * sizeof(Element) / kAlignment) * kAlignment;
-    }
-
-    double used() const { return used_; }
-
-  private:
-    unsigned char* base_;
-    double used_ = 0;
-};
-
-// The step of the hidden weights: sum over the batch of w_b G_l[b] phi(H_{l-1}[b])^T times `step`.
-struct Gradient {
-    const double* sample_weights;  // w_b
-    double step;                   // eta beta m; 0 if the hidden weights don't move
-};
 
 // Members of the team that works on one replica.
 template <class T, template <class> class Hidden>

@@ -14,12 +14,14 @@ from nfd_fast import data, kernels, reference, statistics, theory  # noqa: E402
 from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info  # noqa: E402
+from nfd_fast.estimate import MemoryEstimate, estimate_memory  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
-from nfd_fast.train import MemoryEstimate, estimate_memory, initial_weights, resume, train  # noqa: E402
+from nfd_fast.train import resume, train  # noqa: E402
+from nfd_fast.weights import initial_weights  # noqa: E402
 
 __all__ = [
     "ACTIVATIONS",

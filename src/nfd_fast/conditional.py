@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import _core, memory, observables, task
+from nfd_fast import _core, observables, task
 
 if TYPE_CHECKING:
     from nfd_fast.arguments import DTypeName
@@ -44,33 +44,3 @@ def run(problem: Problem, compiled_task: task.Task) -> tuple[dict[str, Array], N
     """Train every replica; see :func:`nfd_fast.task.run`."""
     way_out = "take a smaller width, depth or batch, fewer updates or replicas, or record less"
     return task.run(problem, compiled_task, _core.Engine.conditional, way_out)
-
-
-def is_faster(width: int, updates: int, batch: int) -> bool:
-    """Whether this engine takes fewer operations than the dense one, from n = 4 (K+1)B on.
-
-    A dense update multiplies by an n×n matrix three times per layer and column, 6n² operations.
-    A conditional one compares and combines the column with the (K+1)B others of up to four arrays,
-    forward and backward, in float64 where it compares: about 24 n (K+1)B of the same operations.
-    """
-    return width >= 4 * (updates + 1) * batch
-
-
-def is_cheaper(problem: Problem) -> bool:
-    """Whether to prefer this engine to the dense one: the model behind ``engine="auto"``.
-
-    If it is faster, or when the matrices don't fit the memory but this does.
-    """
-    updates, batch = problem.batches.shape
-    if is_faster(problem.net.width, updates, batch):
-        return True
-    available = memory.available_bytes()
-    if available is None:
-        return False
-    from nfd_fast import dense
-
-    engine = _core.Engine
-    return (
-        dense.compiled(problem).bytes(engine.dense, 1, False) > available
-        and compiled(problem).bytes(engine.conditional, 1, False) <= available
-    )

@@ -1,8 +1,13 @@
-"""A training problem after every check: what the front door hands to an engine."""
+"""A training problem after every check: what the front door hands to an engine.
+
+The checks of its parts stand below it: each returns the part as an engine takes it.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +19,11 @@ from nfd_fast.arguments import DTypeName
 from nfd_fast.checkpoint import Checkpoint
 from nfd_fast.model import SGD, ResNet, Weights
 from nfd_fast.progress import Callback
+
+MAX_REPLICAS = 10_000_000
+"""Of one call: what is recorded of more would not fit a memory."""
+MAX_BLAS_SIZE = 2**31 - 1
+"""Sizes of matrix products are 32-bit integers in the BLAS interface."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +45,11 @@ class Problem:
     fine: int
     dtype: DTypeName
     threads: int
-    weights: Weights | None
-    overwrite_weights: bool
     record: tuple[str, ...]
-    record_every: int
-    progress: Callback | None
+    record_every: int = 1
+    weights: Weights | None = None
+    overwrite_weights: bool = False
+    progress: Callback | None = None
     keep_state: bool = False
     start: Checkpoint | None = None
 
@@ -110,3 +120,82 @@ def batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
             f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
         )
     return np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
+
+
+def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
+    """Return the seeds and whether they make an ensemble."""
+    try:
+        single = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    else:
+        return (arguments.seed("seed", single if not isinstance(seed, bool) else seed),), False
+    if isinstance(seed, (str, bytes)) or not isinstance(seed, Iterable):
+        raise ValueError(
+            f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
+        )
+    seeds: dict[int, None] = {}  # in order, and distinct
+    for i, value in enumerate(seed):
+        if i == MAX_REPLICAS:
+            raise ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
+        checked = arguments.seed(f"seed[{i}]", value)
+        if checked in seeds:
+            raise ValueError(f"seed must hold distinct seeds, got {checked} more than once")
+        seeds[checked] = None
+    if not seeds:
+        raise ValueError("seed must hold at least one seed, got none")
+    return tuple(seeds), True
+
+
+def fine_layers(net: ResNet, noise_depth: int | None) -> int:
+    """Return how many fine noise layers make one layer."""
+    if noise_depth is None:
+        return 1
+    most = arguments.MAX_NOISE_DEPTH
+    fine = arguments.integer("noise_depth", noise_depth, high=most)
+    if fine % net.depth:
+        raise ValueError(f"noise_depth must be a multiple of depth={net.depth}, got {fine}")
+    return fine // net.depth
+
+
+def given_weights(
+    net: ResNet, weights: Weights, backward: str, dtype: str, overwrite: bool
+) -> Weights:
+    """Return explicit weights ready for the engine, or raise ValueError."""
+    arguments.instance("weights", weights, Weights)
+    square = (net.depth, net.width, net.width)
+    shapes: dict[str, tuple[int, ...]] = {
+        "input": (net.width, net.inputs),
+        "hidden": square,
+        "readout": (net.outputs, net.width),
+    }
+    if backward == "decoupled":
+        if weights.backward_hidden is None:
+            raise ValueError(
+                "weights.backward_hidden must be an array for backward='decoupled', got None"
+            )
+        shapes["backward_hidden"] = square
+    checked: dict[str, NDArray[Any]] = {}
+    for name, shape in shapes.items():
+        array = getattr(weights, name)
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
+            raise ValueError(
+                f"weights.{name} must be a NumPy array of dtype {dtype}, "
+                f"got {arguments.describe(array)}"
+            )
+        good = arguments.finite_array(f"weights.{name}", array, shape, dtype)
+        if overwrite and (not np.may_share_memory(good, array) or not array.flags.writeable):
+            raise ValueError(
+                f"weights.{name} must be C-contiguous and writeable for overwrite_weights=True"
+            )
+        checked[name] = good
+    if overwrite:
+        arrays = list(checked.items())
+        for i, (name, array) in enumerate(arrays):
+            for other, second in arrays[:i]:
+                if np.may_share_memory(array, second):
+                    raise ValueError(
+                        f"weights.{name} must not overlap weights.{other} for "
+                        "overwrite_weights=True"
+                    )
+    return Weights(**checked)

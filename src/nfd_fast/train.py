@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
-from nfd_fast import _core, arguments, checkpoint, conditional, dense, memory, observables, task
+from nfd_fast import _core, arguments, checkpoint, engines, observables
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
-from nfd_fast.problem import Problem, answers, batch_indices
+from nfd_fast.problem import (
+    MAX_BLAS_SIZE,
+    Problem,
+    answers,
+    batch_indices,
+    checked_seeds,
+    fine_layers,
+    given_weights,
+)
 from nfd_fast.results import Run
 from nfd_fast.threads import thread_count
 
-ENGINES = ("auto", "dense", "conditional")
 DEVICES = ("cpu",)
-MAX_REPLICAS = 10_000_000
-"""Of one call: what is recorded of more would not fit a memory."""
-MAX_BLAS_SIZE = 2**31 - 1
-"""Sizes of matrix products are 32-bit integers in the BLAS interface."""
 _QUANTITIES = ("none", "features", "adjoints", "outputs")
 
 
@@ -140,15 +141,15 @@ def train(
     arguments.instance("net", net, ResNet)
     arguments.instance("sgd", sgd, SGD)
     arguments.option("backward", backward, BACKWARDS)
-    arguments.option("engine", engine, ENGINES)
+    arguments.option("engine", engine, engines.ENGINES)
     arguments.option("device", device, DEVICES)
     name = arguments.dtype_name(dtype)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     if not len(inputs):
         raise ValueError("x must hold at least one sample, got none")
     targets, labels = answers(net, sgd, y, len(inputs))
-    seeds, ensemble = _seeds(seed)
-    fine = _fine_layers(net, noise_depth)
+    seeds, ensemble = checked_seeds(seed)
+    fine = fine_layers(net, noise_depth)
     overwrite = arguments.flag("overwrite_weights", overwrite_weights)
     every = arguments.integer("record_every", record_every)
     if net.depth % every:
@@ -161,7 +162,7 @@ def train(
             raise ValueError("weights start a single network; got several seeds with them")
         if noise_depth is not None:
             raise ValueError("noise_depth describes weights drawn from the seed; got weights too")
-        weights = _given_weights(net, weights, backward, name, overwrite)
+        weights = given_weights(net, weights, backward, name, overwrite)
         inputs = inputs if not overwrite else inputs.copy()  # they may be the weights
         targets = targets if targets is None or not overwrite else targets.copy()
     elif overwrite:
@@ -189,7 +190,7 @@ def train(
         progress=progress_line.callback(progress),
         keep_state=keep_state,
     )
-    return _run(_engine(engine, problem), problem, ensemble)
+    return _run(engines.choose(engine, problem), problem, ensemble)
 
 
 def resume(
@@ -262,15 +263,13 @@ def resume(
         fine=start.fine,
         dtype=name,
         threads=thread_count(threads),
-        weights=None,
-        overwrite_weights=False,
         record=observables.names(record),
         record_every=1,
         progress=progress_line.callback(progress),
         keep_state=keep_state,
         start=start,
     )
-    _engine(start.engine, problem)
+    engines.choose(start.engine, problem)
     needed = dict.fromkeys(observables.COUPLINGS, "feature_coupling")
     needed["feature_movement"] = "first_features"
     for observable, array in needed.items():
@@ -279,88 +278,9 @@ def resume(
     return _run(start.engine, problem, ensemble=False)
 
 
-class MemoryEstimate(NamedTuple):
-    """What a run would take: the engine that would be chosen, and its memory in bytes."""
-
-    engine: str
-    bytes: float
-
-
-def estimate_memory(
-    net: ResNet,
-    sgd: SGD,
-    *,
-    updates: int,
-    batch: int,
-    replicas: int = 1,
-    backward: str = "reused",
-    engine: str = "auto",
-    dtype: DTypeLike = "float32",
-    threads: int | None = None,
-    record: Sequence[str] = ("outputs",),
-) -> MemoryEstimate:
-    """Return the memory that :func:`train` would take, besides the data; nothing is run.
-
-    The dense engine stores L n² weights per replica at work (twice that if decoupled). The
-    conditional one stores four arrays of n·rank numbers per layer, rank at most
-    min(K B, n), and (L+1) B n features. To that come the records, in float64.
-
-    Parameters
-    ----------
-    net, sgd, backward, engine, dtype, threads, record
-        As in :func:`train`.
-    updates, batch, replicas : int
-        K, B and the number of seeds.
-
-    Returns
-    -------
-    MemoryEstimate
-
-    Raises
-    ------
-    ValueError
-        For invalid arguments.
-    MemoryError
-        If the indices of the batches alone don't fit.
-    """
-    arguments.instance("net", net, ResNet)
-    arguments.instance("sgd", sgd, SGD)
-    updates = arguments.integer("updates", updates, high=arguments.MAX_INDEX)
-    batch = arguments.integer("batch", batch, high=MAX_BLAS_SIZE)
-    replicas = arguments.integer("replicas", replicas, high=MAX_REPLICAS)
-    if (updates + 1) * batch > arguments.MAX_INDEX:
-        raise ValueError(
-            f"(updates + 1) * batch must be at most 2**32, got ({updates} + 1) * {batch}"
-        )
-    memory.require(8.0 * updates * batch, "take fewer updates or a smaller batch")
-    classes = sgd.loss == "cross_entropy"
-    problem = Problem(
-        net=net,
-        sgd=sgd,
-        x=np.zeros((1, net.inputs), dtype=arguments.dtype_name(dtype)),
-        targets=None if classes else np.zeros((1, net.outputs)),
-        labels=np.zeros(1, dtype=np.int64) if classes else None,
-        batches=np.zeros((updates, batch), dtype=np.int64),  # untouched, so it takes no memory
-        seeds=tuple(range(replicas)),
-        backward=arguments.option("backward", backward, BACKWARDS),
-        fine=1,
-        dtype=arguments.dtype_name(dtype),
-        threads=thread_count(threads),
-        weights=None,
-        overwrite_weights=False,
-        record=observables.names(record),
-        record_every=1,
-        progress=None,
-    )
-    chosen = _engine(arguments.option("engine", engine, ENGINES), problem)
-    module = dense if chosen == "dense" else conditional
-    needed = task.bytes_needed(problem, module.compiled(problem), _core.Engine[chosen])
-    return MemoryEstimate(chosen, needed)
-
-
 def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     """Train a checked problem."""
-    chosen = dense if engine == "dense" else conditional
+    chosen = engines.MODULES[engine]
     compiled = chosen.compiled(problem)
     records, divergences = chosen.run(problem, compiled)
 
@@ -403,169 +323,3 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
             update += problem.start.updates
         raise DivergenceError(update, layer, _QUANTITIES[quantity], problem.seeds[failed[0]], run)
     return run
-
-
-def initial_weights(
-    net: ResNet,
-    seed: int,
-    backward: str = "reused",
-    *,
-    noise_depth: int | None = None,
-    dtype: DTypeLike = "float32",
-    threads: int | None = None,
-) -> Weights:
-    """Return the unscaled initial weights that :func:`train` draws for a seed.
-
-    Parameters
-    ----------
-    net : ResNet
-        Gives the shapes.
-    seed : int
-        0 … 2⁶⁴−1.
-    backward : str
-        ``"decoupled"`` adds the independent W' of the backward pass.
-    noise_depth, dtype, threads
-        As in :func:`train`.
-
-    Returns
-    -------
-    Weights
-        input (n, d), hidden (L, n, n) indexed [layer, out, in], readout (C, n), backward_hidden
-        (L, n, n) or None; entries N(0, 1) by the noise contract (DESIGN §4).
-
-    Raises
-    ------
-    ValueError
-        For an invalid argument.
-    MemoryError
-        If the weights don't fit the available memory.
-    """
-    arguments.instance("net", net, ResNet)
-    seed = arguments.seed("seed", seed)
-    arguments.option("backward", backward, BACKWARDS)
-    name = arguments.dtype_name(dtype)
-    fine = _fine_layers(net, noise_depth)
-    count = thread_count(threads)
-    matrices = 2 if backward == "decoupled" else 1
-    hidden_entries = float(net.depth) * net.width * net.width
-    entries = matrices * hidden_entries + float(net.width) * (net.inputs + net.outputs)
-    memory.require(entries * np.dtype(name).itemsize, "take a smaller width or depth")
-
-    def draw(stream: _core.Stream, shape: tuple[int, int, int], fine: int) -> NDArray[Any]:
-        out = np.empty(shape, dtype=name)
-        _core.initial_matrices(seed, stream, fine, out, count)
-        return out
-
-    stream = _core.Stream
-    square = (net.depth, net.width, net.width)
-    readout = np.empty((net.outputs, net.width), dtype=name)
-    columns = np.arange(net.outputs, dtype=np.uint32)
-    _core.normal(seed, stream.readout, 1, columns, readout, count)
-    return Weights(
-        input=draw(stream.input, (1, net.width, net.inputs), 1)[0],
-        hidden=draw(stream.hidden, square, fine),
-        readout=readout,
-        backward_hidden=draw(stream.backward_hidden, square, fine) if matrices == 2 else None,
-    )
-
-
-def _engine(asked: str, problem: Problem) -> str:
-    """Return the engine to use, or raise ValueError if it can't do what is asked."""
-    needs = [name for name in problem.record if name in observables.CONDITIONAL]
-    couplings = [name for name in needs if name in observables.COUPLINGS]
-    if couplings and problem.backward != "reused":
-        raise ValueError(
-            f"record {couplings[0]!r} needs backward='reused', got {problem.backward!r}"
-        )
-    if problem.weights is not None:
-        if asked == "conditional":
-            raise ValueError(
-                "engine='conditional' never forms its weights; got weights, which need 'dense'"
-            )
-        if needs:
-            raise ValueError(f"record {needs[0]!r} needs engine='conditional', got weights")
-        return "dense"
-    if asked == "dense" and needs:
-        raise ValueError(f"record {needs[0]!r} needs engine='conditional', got 'dense'")
-    if asked != "auto":
-        return asked
-    return "conditional" if needs or conditional.is_cheaper(problem) else "dense"
-
-
-def _seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
-    """Return the seeds and whether they make an ensemble."""
-    try:
-        single = operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    else:
-        return (arguments.seed("seed", single if not isinstance(seed, bool) else seed),), False
-    if isinstance(seed, (str, bytes)) or not isinstance(seed, Iterable):
-        raise ValueError(
-            f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
-        )
-    seeds: dict[int, None] = {}  # in order, and distinct
-    for i, value in enumerate(seed):
-        if i == MAX_REPLICAS:
-            raise ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
-        checked = arguments.seed(f"seed[{i}]", value)
-        if checked in seeds:
-            raise ValueError(f"seed must hold distinct seeds, got {checked} more than once")
-        seeds[checked] = None
-    if not seeds:
-        raise ValueError("seed must hold at least one seed, got none")
-    return tuple(seeds), True
-
-
-def _fine_layers(net: ResNet, noise_depth: int | None) -> int:
-    """Return how many fine noise layers make one layer."""
-    if noise_depth is None:
-        return 1
-    most = arguments.MAX_NOISE_DEPTH
-    fine = arguments.integer("noise_depth", noise_depth, high=most)
-    if fine % net.depth:
-        raise ValueError(f"noise_depth must be a multiple of depth={net.depth}, got {fine}")
-    return fine // net.depth
-
-
-def _given_weights(
-    net: ResNet, weights: Weights, backward: str, dtype: str, overwrite: bool
-) -> Weights:
-    """Return explicit weights ready for the engine, or raise ValueError."""
-    arguments.instance("weights", weights, Weights)
-    square = (net.depth, net.width, net.width)
-    shapes: dict[str, tuple[int, ...]] = {
-        "input": (net.width, net.inputs),
-        "hidden": square,
-        "readout": (net.outputs, net.width),
-    }
-    if backward == "decoupled":
-        if weights.backward_hidden is None:
-            raise ValueError(
-                "weights.backward_hidden must be an array for backward='decoupled', got None"
-            )
-        shapes["backward_hidden"] = square
-    checked: dict[str, NDArray[Any]] = {}
-    for name, shape in shapes.items():
-        array = getattr(weights, name)
-        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
-            raise ValueError(
-                f"weights.{name} must be a NumPy array of dtype {dtype}, "
-                f"got {arguments.describe(array)}"
-            )
-        good = arguments.finite_array(f"weights.{name}", array, shape, dtype)
-        if overwrite and (not np.may_share_memory(good, array) or not array.flags.writeable):
-            raise ValueError(
-                f"weights.{name} must be C-contiguous and writeable for overwrite_weights=True"
-            )
-        checked[name] = good
-    if overwrite:
-        arrays = list(checked.items())
-        for i, (name, array) in enumerate(arrays):
-            for other, second in arrays[:i]:
-                if np.may_share_memory(array, second):
-                    raise ValueError(
-                        f"weights.{name} must not overlap weights.{other} for "
-                        "overwrite_weights=True"
-                    )
-    return Weights(**checked)

@@ -16,7 +16,7 @@ from nfd_fast import arguments, data, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
 from nfd_fast.model import SGD, TRAINABLE
-from nfd_fast.train import MAX_REPLICAS
+from nfd_fast.problem import MAX_REPLICAS
 
 WIDE = 100_000
 """Width from which some choices have other defaults: a network takes as much memory as it has

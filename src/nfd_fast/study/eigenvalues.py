@@ -98,10 +98,7 @@ class EigenvaluesConfig(Place, EigenvalueProblem):
     def cells(self) -> list[EigenvalueCell]:
         """Return one cell per width."""
         shared = {item.name: getattr(self, item.name) for item in fields(EigenvalueProblem)}
-        return [
-            EigenvalueCell(width=width, depth=self.depth, **shared)
-            for width in self.widths
-        ]
+        return [EigenvalueCell(width=width, depth=self.depth, **shared) for width in self.widths]
 
 
 @dataclass(frozen=True, eq=False)

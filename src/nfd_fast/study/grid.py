@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nfd_fast
-from nfd_fast import arguments, conditional
+from nfd_fast import arguments, engines
 from nfd_fast.data import DataSet
+from nfd_fast.engines import ENGINES
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, PARAMETERIZATIONS, ResNet
 from nfd_fast.progress import Callback
 from nfd_fast.results import Run
 from nfd_fast.study.choices import Place, Problem, choice
-from nfd_fast.train import ENGINES
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class _Training(Problem):
         """
         if self.engine != "auto":
             return self.engine
-        faster = conditional.is_faster(self.width, self.updates, self.batch)
+        faster = engines.conditional_is_faster(self.width, self.updates, self.batch)
         return "conditional" if faster else "dense"
 
 

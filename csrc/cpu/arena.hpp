@@ -1,0 +1,32 @@
+// The layout of one allocation: every array of a run has its place in it.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+namespace nfd_fast {
+
+// Cuts one allocation into arrays. With a null base it only counts, so that what is allocated and
+// what is estimated can't differ.
+class Arena {
+  public:
+    static constexpr std::size_t kAlignment = 64;
+
+    explicit Arena(unsigned char* base) : base_(base) {}
+
+    template <class Element>
+    void take(Element*& pointer, double count) {
+        pointer = base_ && count > 0
+                      ? reinterpret_cast<Element*>(base_ + static_cast<std::size_t>(used_))
+                      : nullptr;
+        used_ += std::ceil(count * sizeof(Element) / kAlignment) * kAlignment;
+    }
+
+    double used() const { return used_; }
+
+  private:
+    unsigned char* base_;
+    double used_ = 0;
+};
+
+}  // namespace nfd_fast
