@@ -27,6 +27,8 @@ OBSERVABLES = (
 COUPLINGS = OBSERVABLES[-4:]
 CONDITIONAL = OBSERVABLES[-5:]
 """What only the conditional engine can tell; the couplings only with reused weights."""
+LAYERLESS = ("outputs", "losses", "coupling_accumulated", "backward_coupling_accumulated")
+"""Arrays of one shape at every depth, which means something to compare between depths."""
 EIGENVALUE_WORK = 10**7
 """Multiplications, give or take a factor, that one call of the eigenvalue solver may take."""
 ALWAYS = ("outputs", "losses")

@@ -1,0 +1,149 @@
+"""Power laws fitted to mean errors, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nfd_fast import arguments
+from nfd_fast.statistics.intervals import Array, exponents_of, student_quantile
+
+
+class Rate(NamedTuple):
+    """A power law error ≈ constant · size^slope, fitted to mean errors.
+
+    Attributes
+    ----------
+    slope, low, high : float
+        The exponent and its confidence interval.
+    constant : float
+        The fitted error at size 1.
+    bend, bend_low, bend_high : float
+        Change of the exponent from the smaller half of the sizes' range (in logarithms) to the
+        larger, and its confidence interval: zero for a power law.
+    tail, tail_low, tail_high : float
+        The exponent at large sizes of error ≈ constant · size^tail · exp(c / size), and its
+        confidence interval: where the bend leads, if it dies out like 1 / size.
+    """
+
+    slope: float
+    low: float
+    high: float
+    constant: float
+    bend: float
+    bend_low: float
+    bend_high: float
+    tail: float
+    tail_low: float
+    tail_high: float
+
+    @property
+    def asymptotic(self) -> bool:
+        """Whether no bend is seen: the sizes may lie in the range where the rate holds."""
+        return self.bend_low <= 0 <= self.bend_high
+
+
+RESAMPLES = 2000
+
+
+@functools.lru_cache(maxsize=4)
+def _resampling(replicas: int) -> Array:
+    """Weights (resamples, R) of the replicas in each bootstrap resample; always the same ones."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(replicas, np.full(replicas, 1 / replicas), size=RESAMPLES)
+    return np.asarray(counts / replicas)
+
+
+def _tails(level: float, replicas: int) -> list[float]:
+    """Return the percentiles of a bootstrap interval, wider the fewer replicas there are.
+
+    Means of R resampled replicas spread too little by √((R−1)/R), and their spread is itself known
+    from R−1 differences: T. Hesterberg, Amer. Statist. 69 (2015) 371, §4.1, "expanded percentiles".
+    """
+    quantile = student_quantile(level, replicas - 1)
+    from scipy.special import ndtr
+
+    tail = float(ndtr(-math.sqrt(replicas / (replicas - 1)) * quantile))
+    return [tail, 1 - tail]
+
+
+def fit_rate(
+    sizes: ArrayLike, errors: ArrayLike, confidence: float = 0.95, *, signed: bool = False
+) -> Rate:
+    """Fit a power law to mean errors at several sizes.
+
+    Parameters
+    ----------
+    sizes : (S,)
+        Distinct positive sizes, at least 3: depths, widths.
+    errors : (R, S)
+        Positive errors of R ≥ 2 independent replicas. What a replica's errors at different sizes
+        share is accounted for.
+    confidence : float
+        Coverage of the intervals, below 1.
+    signed : bool
+        Single errors may have either sign, as after an extrapolation; their means may not.
+
+    Returns
+    -------
+    Rate
+
+    Raises
+    ------
+    ValueError
+        For fewer than 3 sizes or 2 replicas, or entries that are not finite and positive; if
+        ``signed``, for means that are not positive in all but one in 1000 resamples.
+    MissingExtraError
+        Without SciPy.
+
+    Notes
+    -----
+    DESIGN §5: least squares of log mean error on log size; percentile bootstrap over replicas
+    (2000 resamples, seed 0). B. Efron & R. Tibshirani, An Introduction to the Bootstrap (1993),
+    §13.3; the percentiles are expanded for few replicas. The coverage is asymptotic in R, and seen
+    to be 93–97 % from R = 12 on (tests).
+    """
+    x = arguments.finite_array("sizes", sizes, ("sizes",), np.float64)
+    if len(x) < 3:
+        raise ValueError(f"sizes must be at least 3, got {len(x)}")
+    if (x <= 0).any() or len(np.unique(x)) < len(x):
+        raise ValueError(f"sizes must be positive and distinct, got {x.tolist()}")
+    rows = arguments.finite_array("errors", errors, ("replicas", len(x)), np.float64)
+    if len(rows) < 2:
+        raise ValueError(f"errors must have at least 2 replicas, got {len(rows)}")
+    if not signed and (rows <= 0).any():
+        raise ValueError(f"errors must be positive, got {rows.min()}")
+    tails = _tails(confidence, len(rows))
+
+    # Slopes, bends and tails are linear in the logarithms of the means.
+    logs = np.log(x)
+    centred = logs - logs.mean()
+    half = (logs.max() - logs.min()) / 2
+    slope_of = np.linalg.pinv(np.vander(centred, 2))[0]
+    # The slope of a c² + … changes by 2 a over a unit of c, and half apart lie the halves' middles.
+    bend_of = 2 * half * np.linalg.pinv(np.vander(centred, 3))[0]
+    tail_of = np.linalg.pinv(np.stack([centred, np.ones_like(x), x.min() / x], axis=1))[0]
+
+    exponents = exponents_of(rows)
+    rows = np.ldexp(rows, -exponents)
+    scale = rows.mean(axis=0)
+    means = _resampling(len(rows)) @ (rows / np.where(scale > 0, scale, 1.0))
+    if signed:
+        positive = (means > 0).all(axis=1)
+        if (scale <= 0).any() or positive.mean() < 0.999:
+            raise ValueError("errors must have means that are positive beyond doubt")
+        means = means[positive]
+    fitted = np.log(scale) + exponents * math.log(2)
+    resampled = np.log(means) + fitted
+
+    def interval(of: Array) -> tuple[float, float, float]:
+        low, high = np.quantile(resampled @ of, tails)
+        return float(fitted @ of), float(low), float(high)
+
+    slope, low, high = interval(slope_of)
+    constant = float(np.exp(fitted.mean() - slope * logs.mean()))
+    return Rate(slope, low, high, constant, *interval(bend_of), *interval(tail_of))
