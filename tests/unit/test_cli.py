@@ -162,7 +162,10 @@ def test_study(call, tmp_path):
     assert "8 of 8 cells computed now" in out
     assert err.count("\n") == 8
     files = sorted(path.name for path in (tmp_path / "results").iterdir())
-    assert files == ["loss_curves.png", "loss_curves.svg", "study.sqlite", "table.csv", "table.txt"]
+    assert files == [
+        "loss_curves.png", "loss_curves.svg", "report.html", "study.section.json", "study.sqlite",
+        "table.csv", "table.txt",
+    ]  # fmt: skip
     table = (tmp_path / "results" / "table.txt").read_text(encoding="utf-8")
     assert table in out
     code, again, _ = call("study", *GRID)
@@ -267,7 +270,7 @@ def test_every_choice_can_be_a_flag(call):
         ("train --depth 0", "depth must be a positive integer"),
         ("train --depth 16777217", "depth must be a positive integer of at most 16777216"),
         ("train --backward sideways", "backward must be one of 'reused', 'decoupled'"),
-        ("train --config a.toml", "unrecognized arguments: --config a.toml"),
+        ("info --config a.toml", "unrecognized arguments: --config a.toml"),
         ("train --batch 1798", "batch must be a positive integer of at most 1797"),
         ("train --seed -1", "seed must be an integer in 0"),
         ("info extra", "unrecognized arguments: extra"),
