@@ -273,15 +273,14 @@ def _compute(
     """Compute a cell in the process that this is called in; return how long it took as well."""
     if progress is None:
         progress = processes.reporter(key)
-    start = time.perf_counter()
-    arrays = cell.compute(progress)
-    seconds = time.perf_counter() - start
     if cell.key != key:  # another version or other data there, or files that have changed
         raise ValueError(
             "nfd_fast and the data must be the same in every process and stay as they are, got "
             f"{cell.description} for key {key[:12]}"
         )
-    return arrays, seconds
+    start = time.perf_counter()
+    arrays = cell.compute(progress)
+    return arrays, time.perf_counter() - start
 
 
 def _mover(meter: Meter, cells: Mapping[str, Work]) -> Callable[[str, int, int], None]:
