@@ -18,6 +18,8 @@ from nfd_fast.extras import MissingExtraError
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.cells import WorkerError
 from nfd_fast.study.choices import WIDE, Choices
+from nfd_fast.study.curves import CurvesConfig
+from nfd_fast.study.eigenvalues import EigenvaluesConfig
 from nfd_fast.study.grid import Cell, StudyConfig
 from nfd_fast.study.rates import RatesConfig
 
@@ -110,9 +112,13 @@ def _parser() -> _Parser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
-        name: str, command: commands.Command, text: str, kind: type[Choices] | None = None
+        name: str,
+        command: commands.Command,
+        text: str,
+        kind: type[Choices] | None = None,
+        to: Any = subparsers,
     ) -> _Parser:
-        sub: _Parser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub: _Parser = to.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=command, kind=kind, config=None)
         if kind is not None:
             sub.add_argument(
@@ -141,6 +147,31 @@ def _parser() -> _Parser:
         "of measured exponents and verdicts, and draw them. Stored like a study.",
         RatesConfig,
     )
+    reproduce = subparsers.add_parser(
+        "reproduce",
+        help="Draw a figure of the paper from new measurements, with the data behind it.",
+        description="Draw a figure of arXiv:2512.21075 from new measurements: PNG and SVG, the "
+        "data as CSV and NetCDF, and a section of report.html. Stored like a study.",
+        allow_abbrev=False,
+    )
+    to = reproduce.add_subparsers(metavar="FIGURE", required=True)
+    for name, command, kind, text in (
+        (
+            "figure1",
+            commands.figure1,
+            RatesConfig,
+            "Errors against width and depth, with exponents.",
+        ),
+        (
+            "figure2",
+            commands.figure2,
+            CurvesConfig,
+            "Training and test loss; reused and decoupled.",
+        ),
+        ("figure3", commands.figure3, EigenvaluesConfig, "Smallest eigenvalues through training."),
+        ("coupling", commands.coupling, RatesConfig, "Coupling per layer and accumulated."),
+    ):
+        add(name, command, text, kind, to)
     train = add("train", commands.train, "Train one ensemble and print its losses.", Cell)
     info = add("info", commands.info, "Print the build and the processor features in use.")
     for parser_ in (train, info):

@@ -7,8 +7,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,14 +20,39 @@ from nfd_fast import memory
 from nfd_fast.data import DataSet
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.statistics import Intervals
-from nfd_fast.study.cells import saying_what_is_stored
+from nfd_fast.study.cells import Work, saying_what_is_stored
 from nfd_fast.study.choices import with_defaults
+from nfd_fast.study.curves import CurvesConfig
+from nfd_fast.study.eigenvalues import EigenvaluesConfig
 from nfd_fast.study.grid import Cell, StudyConfig
 from nfd_fast.study.page import Section
-from nfd_fast.study.rates import RatesConfig
+from nfd_fast.study.rates import Rates, RatesConfig
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 Command = Callable[[argparse.Namespace, Mapping[str, Any]], None]
 """A command: what was on its line, and the choices of its kind that were made."""
+
+
+class Grid(Protocol):
+    """What the choices of a command that computes cells have in common."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the first replica."""
+
+    @property
+    def output(self) -> Path:
+        """Folder of what is written."""
+
+    @property
+    def store_path(self) -> Path:
+        """The file that keeps the finished cells."""
+
+    def cells(self) -> Sequence[Work]:
+        """Everything that is computed."""
 
 
 def study(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
@@ -60,8 +88,111 @@ def rates(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         _finish(config, rates_report.text(result), files, section, result.computed)
 
 
+def figure1(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Errors against width and depth with fitted exponents."""
+    from nfd_fast.study import rates_plots
+
+    def draw(result: Rates) -> Figure:
+        return rates_plots.figure(result, rates_plots.FIGURE_1, 2)
+
+    _rates_figure("figure1", "Errors against width and depth", ("initialisation", "noise"), draw,
+                  options, given)  # fmt: skip
+
+
+def coupling(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Coupling per layer and accumulated, against depth."""
+    from nfd_fast.study import rates_plots
+
+    _rates_figure("coupling", "Coupling of forward and backward passes", ("coupling",),
+                  rates_plots.coupling_figure, options, given)  # fmt: skip
+
+
+def _rates_figure(
+    name: str,
+    title: str,
+    parts: Collection[str],
+    draw: Callable[[Rates], Figure],
+    options: argparse.Namespace,
+    given: Mapping[str, Any],
+) -> None:
+    """Draw some rows of the table of rates."""
+    config = RatesConfig(**given)
+    from nfd_fast.study import rates_report
+    from nfd_fast.study.rates import run_rates
+
+    with _figure(config):
+        result = run_rates(config, parts=parts)
+        section = replace(rates_report.section(result, options.words), name=name, title=title)
+        _write_figure(config, section, lambda: draw(result), result.to_xarray())
+
+
+def figure2(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Training and test loss with reused and with decoupled weights."""
+    config = CurvesConfig(**given)
+    from nfd_fast.study import curves, report
+
+    with _figure(config):
+        result = curves.run_curves(config)
+        section = Section(
+            name="figure2",
+            title="Training and test loss, reused (solid) and decoupled (dashed)",
+            command=options.words,
+            text=f"{config.dataset.title}: width {config.width}, learning rate "
+            f"{config.learning_rate:g}, batch {config.batch}, "
+            f"{report.counted(config.replicas, 'replica')}.",
+            seconds=result.seconds,
+        )
+        _write_figure(config, section, lambda: curves.figure(result), result.to_xarray())
+
+
+def figure3(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Smallest eigenvalues through training, by width."""
+    config = EigenvaluesConfig(**given)
+    from nfd_fast.study import eigenvalues, rates_report
+
+    with _figure(config):
+        result = eigenvalues.run_eigenvalues(config)
+        section = Section(
+            name="figure3",
+            title="Smallest eigenvalues of Gram matrices through training",
+            command=options.words,
+            text=f"{config.dataset.title}: {rates_report.caption(config)}.",
+            seconds=result.seconds,
+        )
+        _write_figure(config, section, lambda: eigenvalues.figure(result), result.to_xarray())
+
+
+@contextmanager
+def _figure(config: Grid) -> Iterator[None]:
+    """Say what is missing before any work, and what is stored after Ctrl-C."""
+    from nfd_fast import statistics
+    from nfd_fast.study import export, plots
+
+    with saying_what_is_stored(config.store_path, config.cells):
+        statistics.require()
+        plots.require()
+        export.require()
+        yield
+
+
+def _write_figure(
+    config: Grid, section: Section, draw: Callable[[], Figure], dataset: xr.Dataset
+) -> None:
+    """Write a figure, the data behind it, and the report; say where."""
+    from nfd_fast.study import atomic, export, page, plots
+
+    name, command, seed = section.name, section.command, config.seed
+    files = plots.images(name, draw, command=command, seed=seed)
+    files |= export.files(name, dataset, command=command, seed=seed)
+    file, content = replace(section, figures=[f"{name}.png"]).file()
+    written = atomic.write_all(config.output, {**files, file: content})
+    written += atomic.write_all(config.output, {"report.html": page.page(config.output)})
+    print(f"{section.title}, computed in {section.seconds:.0f} s")
+    print("written: " + ", ".join(map(str, [*written, config.store_path])))
+
+
 def _finish(
-    config: StudyConfig | RatesConfig,
+    config: Grid,
     text: str,
     files: Mapping[str, bytes],
     section: Section,

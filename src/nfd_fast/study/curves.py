@@ -170,38 +170,36 @@ class Curves:
         return np.asarray(finite)
 
     def to_xarray(self) -> xr.Dataset:
-        """Return means over the replicas that did not diverge, with intervals."""
+        """Return means over the replicas that did not diverge, with intervals.
+
+        Of the batch of each update, and of the samples held out, NaN where not computed.
+        """
         import xarray as xr
 
         config = self.config
         names, depths = list(config.parameterizations), list(config.depths)
         times = checkpoints(config.updates)
-        shapes = {
-            "train_loss": ("update", config.updates),
-            "test_loss": ("checkpoint", len(times)),
-        }
-        axes = ("parameterization", "depth", "backward")
+        axes = ("parameterization", "depth", "backward", "update")
+        shape = (len(names), len(depths), len(BACKWARDS), config.updates + 1)
         variables: dict[str, Any] = {}
-        for (variable, (axis, size)), source in zip(
-            shapes.items(), (self.train, self.test), strict=True
+        for name, source, at in (
+            ("train_loss", self.train, np.arange(config.updates)),
+            ("test_loss", self.test, times),
         ):
-            blocks = [
-                np.full((len(names), len(depths), len(BACKWARDS), size), np.nan) for _ in range(3)
-            ]
-            for place in np.ndindex(*blocks[0].shape[:3]):
+            blocks = [np.full(shape, np.nan) for _ in range(3)]
+            for place in np.ndindex(*shape[:3]):
                 key = (names[place[0]], depths[place[1]], BACKWARDS[place[2]])
                 rows = source[key][self.complete(key)]
                 if len(rows):
                     for block, values in zip(blocks, mean_intervals(rows), strict=True):
-                        block[place] = values
+                        block[place][at] = values
             for ending, block in zip(("", "_low", "_high"), blocks, strict=True):
-                variables[variable + ending] = ((*axes, axis), block)
+                variables[name + ending] = (axes, block)
         coordinates = {
             "parameterization": names,
             "depth": depths,
             "backward": list(BACKWARDS),
-            "update": np.arange(config.updates),
-            "checkpoint": times,
+            "update": np.arange(config.updates + 1),
         }
         return xr.Dataset(variables, coordinates, {"description": config.description})
 

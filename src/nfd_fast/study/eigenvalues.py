@@ -38,8 +38,8 @@ class EigenvalueProblem(RateProblem):
 
     loss: str = choice("cross_entropy", "training loss", str, options=LOSSES)
     targets: str = choice("classes", "what is learned", str, options=TARGETS)
-    batch: int = choice(8, "samples per update, B", int)
-    updates: int = choice(40, "SGD updates, K; at least 2", int)
+    batch: int = choice(4, "samples per update, B", int)
+    updates: int = choice(30, "SGD updates, K; at least 2", int)
     replicas: int = choice(5, "networks per width; their seeds are seed, seed + 1, ...", int)
 
 

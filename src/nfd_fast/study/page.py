@@ -49,25 +49,25 @@ class Section:
         The command line that makes it again.
     text : str
         A paragraph: what was measured, how.
+    seconds : float
+        What the computations took.
     head, rows
         A table; empty for none.
     notes : sequence of str
         Below the table.
     figures : sequence of str
         Names of PNG files in the same folder.
-    seconds : float
-        What the computations took.
     """
 
     name: str
     title: str
     command: str
     text: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str]
-    figures: Sequence[str]
     seconds: float
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+    figures: Sequence[str] = ()
 
     def file(self) -> tuple[str, bytes]:
         """Return the name and the content of its file, with what it was computed by."""

@@ -219,17 +219,19 @@ def files(result: Study, table: Sequence[Row]) -> dict[str, bytes]:
     return images("loss_curves", lambda: figure(result, table))
 
 
-def images(name: str, draw: Callable[[], Figure]) -> dict[str, bytes]:
-    """Return a figure as a PNG and an SVG file.
+def images(name: str, draw: Callable[[], Figure], **made: object) -> dict[str, bytes]:
+    """Return a figure as a PNG and an SVG file, with what made it in their metadata.
 
     The same figure gives the same bytes: no dates, no random identifiers, no user's settings.
     """
     import matplotlib
 
+    words = "; ".join(f"{key}: {value}" for key, value in made.items())
+    description = {"Description": words} if words else {}
     with matplotlib.rc_context(rc={**matplotlib.rcParamsDefault, "svg.hashsalt": "nfd_fast"}):
         drawing = draw()
         png, svg = io.BytesIO(), io.BytesIO()
         # Each format picks its own canvas: no pyplot, no display, no global state.
-        drawing.savefig(png, format="png", dpi=160, metadata={"Software": None})
-        drawing.savefig(svg, format="svg", metadata={"Date": None})
+        drawing.savefig(png, format="png", dpi=160, metadata={"Software": None, **description})
+        drawing.savefig(svg, format="svg", metadata={"Date": None, **description})
     return {f"{name}.png": png.getvalue(), f"{name}.svg": svg.getvalue()}

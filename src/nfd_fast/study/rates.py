@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nfd_fast import arguments, theory
-from nfd_fast.statistics import worst_layers
+from nfd_fast.statistics import Interval, worst_layers
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.cells import run_cells, saying_what_is_stored
 from nfd_fast.study.choices import Place, choice
@@ -26,8 +27,13 @@ from nfd_fast.study.measurements import (
 from nfd_fast.study.progress import Meter, choose_meter
 from nfd_fast.study.verdicts import Claim, Row, judge
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 Array = NDArray[np.float64]
 
+PARTS = ("initialisation", "noise", "coupling")
+"""Parts of the table: kernels at initialisation, errors on shared noise, couplings and Grams."""
 PAPER = "paper"
 OURS = "ours"
 NEEDED = "implied"
@@ -171,13 +177,16 @@ class RatesConfig(Place, RateProblem):
         shared = self._shared() | {"replicas": KERNEL_REPLICAS}
         return KernelCell(width=width, depth=max(self.depths), **shared)  # type: ignore[arg-type]
 
-    def cells(self) -> list[Measurement]:
-        """Return everything that is to be measured."""
-        cells: list[Measurement] = [self.kernel_cell(width) for width in self.widths]
+    def cells(self, parts: Collection[str] = PARTS) -> list[Measurement]:
+        """Return what is to be measured for some parts of the table."""
+        cells: list[Measurement] = []
+        if "initialisation" in parts:
+            cells += [self.kernel_cell(width) for width in self.widths]
         for factor in (1, 2):
-            for depth in self.depths:
-                cells.append(self.coupling_cell(factor * self.neurons, depth))
-            cells += self.strong_cells(factor * self.neurons)
+            if "coupling" in parts:
+                cells += [self.coupling_cell(factor * self.neurons, L) for L in self.depths]
+            if "noise" in parts:
+                cells += self.strong_cells(factor * self.neurons)
         return cells
 
 
@@ -200,13 +209,56 @@ class Rates:
     computed: int
     seconds: float
 
+    def to_xarray(self) -> xr.Dataset:
+        """Return what was measured and judged with labelled axes: claim, and place of the size."""
+        import xarray as xr
+
+        rows = self.rows
+        places = max(len(row.sizes) for row in rows)
+
+        def padded(values: Callable[[Row], Array]) -> Array:
+            table = np.full((len(rows), places), np.nan)
+            for line, row in zip(table, rows, strict=True):
+                line[: len(row.sizes)] = values(row)
+            return table
+
+        def each(value: Callable[[Row], float]) -> Array:
+            return np.array([value(row) for row in rows])
+
+        exponent = [row.exponent or Interval(np.nan, np.nan, np.nan) for row in rows]
+        by_size = {
+            "size": padded(lambda row: row.sizes),
+            "mean": padded(lambda row: row.errors.estimate),
+            "low": padded(lambda row: row.errors.low),
+            "high": padded(lambda row: row.errors.high),
+            "fitted": padded(lambda row: row.used.astype(float)),
+        }
+        by_claim = {
+            "claimed_exponent": each(lambda row: row.claim.exponent),
+            "exponent": np.array([interval.estimate for interval in exponent]),
+            "exponent_low": np.array([interval.low for interval in exponent]),
+            "exponent_high": np.array([interval.high for interval in exponent]),
+            "constant": each(lambda row: row.constant),
+            "verdict": np.array([row.verdict for row in rows]),
+        }
+        variables = {name: (("claim", "place"), values) for name, values in by_size.items()}
+        return xr.Dataset(
+            variables | {name: (("claim",), values) for name, values in by_claim.items()},
+            {"claim": [row.claim.name for row in rows], "place": np.arange(places)},
+            {"description": self.config.describe()},
+        )
+
     def row(self, name: str) -> Row:
         """Return the row of a claim, by its name."""
         return next(row for row in self.rows if row.claim.name == name)
 
 
 def run_rates(
-    config: RatesConfig, *, executor: Executor | None = None, progress: bool = True
+    config: RatesConfig,
+    *,
+    parts: Collection[str] = PARTS,
+    executor: Executor | None = None,
+    progress: bool = True,
 ) -> Rates:
     """Measure what the store does not have yet, and judge every claim.
 
@@ -214,6 +266,8 @@ def run_rates(
     ----------
     config : RatesConfig
         The problem, the sizes, and where to store what is measured.
+    parts : collection of str
+        Which parts of the table; see :data:`PARTS`.
     executor, progress
         As in :func:`nfd_fast.study.run_study`, whose errors this raises too.
 
@@ -225,20 +279,20 @@ def run_rates(
         config.check(config.dataset)
         meter = choose_meter() if progress else Meter()
         prepare_folder(config.output)
-        cells = config.cells()
+        cells = config.cells(parts)
         finished = run_cells(
             cells, config.store_path, executor=executor, workers=config.workers, meter=meter
         )
     measured: dict[Measurement, Mapping[str, Array]] = {
         cell: record.arrays for cell, record in finished.records.items()
     }
-    rows = [
-        *_initial_width(config, measured),
-        *_initial_depth(config),
-        *_on_shared_noise(config, measured),
-        *_couplings(config, measured),
-        *_eigenvalues(config, measured),
-    ]
+    rows = []
+    if "initialisation" in parts:
+        rows += [*_initial_width(config, measured), *_initial_depth(config)]
+    if "noise" in parts:
+        rows += _on_shared_noise(config, measured)
+    if "coupling" in parts:
+        rows += [*_couplings(config, measured), *_eigenvalues(config, measured)]
     return Rates(config, rows, finished.computed, finished.seconds)
 
 

@@ -46,8 +46,8 @@ def _both(pair: str, label: str, line: str = "-") -> list[_Curve]:
     ]
 
 
-_PANELS = (
-    _Panel(
+_PANELS = {
+    "width": _Panel(
         "Initialisation: kernels against width",
         "squared error to n = ∞",
         [
@@ -56,7 +56,7 @@ _PANELS = (
         ],
         [-1],
     ),
-    _Panel(
+    "depth": _Panel(
         "Initialisation: kernels against depth, n = ∞",
         "squared error to L = ∞",
         [
@@ -65,7 +65,7 @@ _PANELS = (
         ],
         [-1, -2],
     ),
-    _Panel(
+    "eigenvalues": _Panel(
         "Smallest eigenvalues of Gram matrices",
         "smallest over layers and passes",
         [
@@ -74,19 +74,19 @@ _PANELS = (
         ],
         logarithmic=False,
     ),
-    _Panel(
+    "nfd": _Panel(
         "Trained: distance to Neural Feature Dynamics",
         "squared error on shared noise",
         [*_both("network", "reused weights"), *_both("nfd", "decoupled", "--")],
         [-1],
     ),
-    _Panel(
+    "coupled": _Panel(
         "Trained: reused weights to the coupled limit",
         "squared error on shared noise",
         _both("coupled", "reused weights"),
         [-1],
     ),
-    _Panel(
+    "coupling": _Panel(
         "Trained: coupling of forward and backward passes",
         "mean square",
         [
@@ -97,27 +97,55 @@ _PANELS = (
         ],
         [-2],
     ),
-)
+}
+ALL = tuple(_PANELS)
+FIGURE_1 = ("width", "depth", "nfd", "coupled")
 
 
-def figure(rates: Rates) -> Figure:
-    """Draw every row of the table with confidence intervals and exponents; thin lines are slopes.
+def figure(rates: Rates, panels: Sequence[str] = ALL, columns: int = 3) -> Figure:
+    """Draw rows of the table with confidence intervals and exponents; thin lines are slopes.
 
     Hollow points were not fitted: they are flagged, or not told from zero.
     """
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(13.5, 8.6), layout="constrained")
-    for axes, panel in zip(drawing.subplots(2, 3).flat, _PANELS, strict=True):
-        rows = [rates.row(curve.claim) for curve in panel.curves]
-        _draw(axes, panel, rows)
+    lines = -(-len(panels) // columns)
+    drawing = Figure(figsize=(4.5 * columns, 3.9 * lines + 0.8), layout="constrained")
+    places = drawing.subplots(lines, columns, squeeze=False).flat
+    for axes, name in zip(places, panels, strict=True):
+        panel = _PANELS[name]
+        _draw(axes, panel, [rates.row(curve.claim) for curve in panel.curves])
     words = (
         f"{rates.config.dataset.title}: {rates_report.caption(rates.config)}. "
         f"{rates_report.sizes(rates.config).capitalize()}. Bars: {CONFIDENCE:.0%} confidence "
         "intervals. Numbers: exponents; thin grey lines: the slopes named beside them; hollow: not "
         "fitted."
     )
-    drawing.supxlabel(textwrap.fill(words, 190), fontsize=8.5, color="0.3")
+    drawing.supxlabel(textwrap.fill(words, 63 * columns), fontsize=8.5, color="0.3")
+    return drawing
+
+
+def coupling_figure(rates: Rates) -> Figure:
+    """Draw the couplings alone: per layer, and accumulated over layers before squaring."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(10, 4.8), layout="constrained")
+    axes = drawing.subplots(1, 2)
+    for panel, what, slopes in zip(axes, ("per_layer", "accumulated"), ([-2], []), strict=True):
+        curves = [
+            _Curve(f"forward_{what}", "forward, along earlier adjoints", FEATURES),
+            _Curve(f"backward_{what}", "backward, along earlier features", ADJOINTS),
+        ]
+        label = {"per_layer": "of one layer, mean over layers", "accumulated": "of their sum"}
+        title = {"per_layer": "Coupling per layer", "accumulated": "Accumulated coupling"}
+        words = _Panel(title[what], f"mean square {label[what]}", curves, slopes)
+        _draw(panel, words, [rates.row(curve.claim) for curve in curves])
+    words_below = (
+        f"{rates.config.dataset.title}: {rates_report.caption(rates.config)}. n = "
+        f"{rates.config.neurons} and twice that, without what falls like 1/n. Numbers: exponents. "
+        "Accumulated: the coupling terms of all layers added up before squaring."
+    )
+    drawing.supxlabel(textwrap.fill(words_below, 140), fontsize=8.5, color="0.3")
     return drawing
 
 
