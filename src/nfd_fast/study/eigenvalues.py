@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 import nfd_fast
 from nfd_fast import arguments
-from nfd_fast.model import LOSSES
 from nfd_fast.progress import Callback
 from nfd_fast.study import rates_report
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.cells import run_cells, saying_what_is_stored
 from nfd_fast.study.choices import Place, choice
-from nfd_fast.study.measurements import TARGETS, Measurement, RateProblem
+from nfd_fast.study.measurements import Measurement, RateProblem
 from nfd_fast.study.plots import depth_colours
 from nfd_fast.study.progress import Meter, choose_meter
 
@@ -34,13 +33,17 @@ PARTS = {"features": "features φ(h)", "adjoints": "adjoints g"}
 
 @dataclass(frozen=True, kw_only=True)
 class EigenvalueProblem(RateProblem):
-    """A longer training run, on all classes, so that the adjoints of a batch can be independent."""
+    """A longer training run, on one batch again and again, whose Gram matrices can be followed."""
 
-    loss: str = choice("cross_entropy", "training loss", str, options=LOSSES)
-    targets: str = choice("classes", "what is learned", str, options=TARGETS)
-    batch: int = choice(4, "samples per update, B", int)
+    learning_rate: float = choice(0.3, "learning rate", float)
+    batch: int = choice(4, "samples, all of them in every update, B", int)
     updates: int = choice(30, "SGD updates, K; at least 2", int)
     replicas: int = choice(5, "networks per width; their seeds are seed, seed + 1, ...", int)
+
+    @property
+    def batches(self) -> NDArray[np.int64]:
+        """The same samples (K, B) in each update."""
+        return np.repeat(super().batches[:1], self.updates, axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,11 @@ class EigenvalueCell(Measurement, EigenvalueProblem):
         )
         eigenvalues = run.observables["min_eigenvalues"]
         assert isinstance(eigenvalues, nfd_fast.MinEigenvalues)
-        return {name: getattr(eigenvalues, name).min(axis=2) for name in PARTS}
+        adjoints = eigenvalues.adjoints[:, :, : self.independent_layers(self.depth)]
+        return {
+            "features": eigenvalues.features.min(axis=2),
+            "adjoints": adjoints.min(axis=2),
+        }
 
     def bytes(self) -> float:
         """Estimate the memory that it takes."""
@@ -163,16 +170,17 @@ def figure(eigenvalues: Eigenvalues) -> Figure:
             updates = np.arange(values.shape[1])
             axes.plot(updates, values.T, color=colour, linewidth=0.5, alpha=0.45)
             axes.plot(updates, values.mean(axis=0), color=colour, label=f"n = {width}")
+        layers = config.independent_layers(config.depth) if name == "adjoints" else config.depth
         axes.set_title(f"Gram matrix of {words}")
         axes.set_xlabel("SGD updates")
-        axes.set_ylabel("smallest eigenvalue over layers")
+        axes.set_ylabel(f"smallest eigenvalue over layers 1 to {layers}")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, which="major", color="0.9", linewidth=0.6)
         axes.legend(frameon=False, title=f"width, L = {config.depth}")
     words = (
-        f"{config.dataset.title}: {rates_report.caption(config)}; reused weights. Of the current "
-        "batch, before each update; thin lines: single seeds; thick: their mean."
+        f"{config.dataset.title}: {rates_report.caption(config)}; reused weights; the same samples "
+        "in every update. Thin lines: single seeds; thick: their mean."
     )
     drawing.supxlabel(textwrap.fill(words, 150), fontsize=8.5, color="0.3")
     return drawing

@@ -84,6 +84,14 @@ class RateProblem(Problem):
         sign = 1.0 - 2.0 * (self.dataset.labels % 2)
         return sign if self.targets == "parity" else np.zeros_like(sign)
 
+    def independent_layers(self, depth: int) -> int:
+        """Return how many of the layers can have adjoints that are well independent.
+
+        With fewer outputs than samples those of the last layer are dependent by construction, and
+        those next to it nearly so: then only the first half counts.
+        """
+        return depth if self.outputs >= self.batch else max(depth // 2, 1)
+
     def net(self, width: int, depth: int) -> ResNet:
         """Return a network for it."""
         inputs = self.dataset.dimension

@@ -398,11 +398,7 @@ def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
 
 
 def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
-    """Judge the smallest eigenvalues over all layers and passes, of the wider networks.
-
-    With fewer outputs than samples the adjoints of the last layer are dependent by construction,
-    and those next to it nearly so: then only the first half of the layers counts.
-    """
+    """Judge the smallest eigenvalues over all layers and passes, of the wider networks."""
     sizes = np.array(config.depths, dtype=float)
     rows = []
     for what in ("feature", "adjoint"):
@@ -410,8 +406,8 @@ def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
         for depth in config.depths:
             cell = config.coupling_cell(2 * config.neurons, depth)
             values = measured[cell][f"{what}_eigenvalues"]
-            if what == "adjoint" and config.outputs < config.batch:
-                values = values[:, :, : max(depth // 2, 1)]
+            if what == "adjoint":
+                values = values[:, :, : config.independent_layers(depth)]
             columns.append(values.min(axis=(1, 2)))
         claim = CLAIMS[f"{what}_eigenvalues"]
         errors = np.stack(columns, axis=1)
