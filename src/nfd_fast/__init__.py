@@ -17,6 +17,7 @@ from nfd_fast.build import build_info  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
+from nfd_fast.multilevel import Level, LimitEstimate, multilevel_limit  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
 from nfd_fast.train import MemoryEstimate, estimate_memory, initial_weights, resume, train  # noqa: E402
@@ -27,6 +28,8 @@ __all__ = [
     "STREAMS",
     "DivergenceError",
     "InitialKernels",
+    "Level",
+    "LimitEstimate",
     "MemoryEstimate",
     "MinEigenvalues",
     "Ranks",
@@ -40,6 +43,7 @@ __all__ = [
     "initial_kernels",
     "initial_weights",
     "kernels",
+    "multilevel_limit",
     "reference",
     "resume",
     "solve_limit",
