@@ -18,6 +18,7 @@ from nfd_fast.estimate import MemoryEstimate, estimate_memory  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
+from nfd_fast.multilevel import Level, LimitEstimate, multilevel_limit  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
 from nfd_fast.train import resume, train  # noqa: E402
@@ -29,6 +30,8 @@ __all__ = [
     "STREAMS",
     "DivergenceError",
     "InitialKernels",
+    "Level",
+    "LimitEstimate",
     "MemoryEstimate",
     "MinEigenvalues",
     "Ranks",
@@ -42,6 +45,7 @@ __all__ = [
     "initial_kernels",
     "initial_weights",
     "kernels",
+    "multilevel_limit",
     "reference",
     "resume",
     "solve_limit",
