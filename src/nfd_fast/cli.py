@@ -21,6 +21,7 @@ from nfd_fast.study.choices import WIDE, Choices
 from nfd_fast.study.curves import CurvesConfig
 from nfd_fast.study.eigenvalues import EigenvaluesConfig
 from nfd_fast.study.grid import Cell, StudyConfig
+from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.rates import RatesConfig
 
 EXIT_FAILED = 1
@@ -173,8 +174,15 @@ def _parser() -> _Parser:
     ):
         add(name, command, text, kind, to)
     train = add("train", commands.train, "Train one ensemble and print its losses.", Cell)
+    limit = add(
+        "limit",
+        commands.limit,
+        "Compute the losses of training at infinite width and depth, by levels of depth, with "
+        "confidence intervals and what may be left of finite depth.",
+        LimitConfig,
+    )
     info = add("info", commands.info, "Print the build and the processor features in use.")
-    for parser_ in (train, info):
+    for parser_ in (train, limit, info):
         parser_.add_argument(
             "--json", action="store_true", help="print everything as one JSON object instead"
         )

@@ -25,6 +25,7 @@ from nfd_fast.study.choices import with_defaults
 from nfd_fast.study.curves import CurvesConfig
 from nfd_fast.study.eigenvalues import EigenvaluesConfig
 from nfd_fast.study.grid import Cell, StudyConfig
+from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.page import Section
 from nfd_fast.study.rates import Rates, RatesConfig
 
@@ -256,6 +257,48 @@ def train(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
             _print_losses(losses, cell.updates)
     if failure:
         raise failure
+
+
+def limit(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Compute the losses of a limit and say how well they are known."""
+    config = LimitConfig(**given)
+    from nfd_fast import statistics
+    from nfd_fast.study import rates_report
+
+    statistics.require()
+    config.check(config.dataset)
+    start = time.perf_counter()
+    found = config.estimate(progress=sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    at_infinity, bias = found.extrapolated, found.extrapolated_bias
+    if options.json:
+        result = {
+            "choices": json.loads(config.describe()),
+            "seconds": seconds,
+            "mean": _plain(at_infinity.estimate),
+            "low": _plain(at_infinity.low),
+            "high": _plain(at_infinity.high),
+            "bias": _plain(bias),
+            "depths": [level.depth for level in found.levels],
+            "replicas": [level.replicas for level in found.levels],
+            "savings": found.savings,
+        }
+        print(json.dumps(result, allow_nan=False))
+        return
+    name = {"none": "Neural Feature Dynamics", "reused": "limit of networks with reused weights"}
+    print(f"{name[config.coupling]}, {config.particles} particles; {seconds:.1f} s")
+    print(f"{config.dataset.title}; {rates_report.caption(config)}")
+    print("loss extrapolated to infinite depth, its 95% confidence interval, and what may be left")
+    print(f"{'update':>8}  {'loss':>9}  {'interval':>20}  {'depth bias':>10}")
+    for update in _spread(config.updates, 20):
+        low, high = at_infinity.low[update], at_infinity.high[update]
+        row = f"{update:>8}  {at_infinity.estimate[update]:>9.4f}"
+        print(f"{row}  {f'[{low:.4f}, {high:.4f}]':>20}  {bias[update]:>10.1e}")
+    levels = ", ".join(f"{level.replicas} of depth {level.depth}" for level in found.levels)
+    print(f"(row {config.updates} is the first batch again)")
+    print(
+        f"systems: {levels}; the last depth alone would have cost {found.savings:.1f} times as much"
+    )
 
 
 def _announce(cell: Cell, dataset: DataSet) -> None:

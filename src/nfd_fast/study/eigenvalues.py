@@ -35,9 +35,8 @@ PARTS = {"features": "features φ(h)", "adjoints": "adjoints g"}
 class EigenvalueProblem(RateProblem):
     """A longer training run, on one batch again and again, whose Gram matrices can be followed."""
 
-    learning_rate: float = choice(0.3, "learning rate", float)
     batch: int = choice(4, "samples, all of them in every update, B", int)
-    updates: int = choice(30, "SGD updates, K; at least 2", int)
+    updates: int = choice(30, "SGD updates, K", int)
     replicas: int = choice(5, "networks per width; their seeds are seed, seed + 1, ...", int)
 
     @property

@@ -43,9 +43,8 @@ class RateProblem(Problem):
     """The problem that claims are tested on: one training run, short enough for large widths."""
 
     loss: str = choice("mse", "training loss", str, options=LOSSES)
-    learning_rate: float = choice(1.0, "learning rate", float)
     batch: int = choice(2, "samples per update, B", int)
-    updates: int = choice(2, "SGD updates, K; at least 2", int)
+    updates: int = choice(2, "SGD updates, K", int)
     replicas: int = choice(24, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
     targets: str = choice(
         "parity",
@@ -57,10 +56,6 @@ class RateProblem(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.updates < 2:
-            raise ValueError(
-                f"updates must be at least 2, for a backward pass after one, got {self.updates}"
-            )
         if self.targets != "classes" and self.loss == "cross_entropy":
             raise ValueError(
                 f"targets must be 'classes' for loss 'cross_entropy', got {self.targets!r}"

@@ -112,6 +112,7 @@ class RatesConfig(Place, RateProblem):
         For choices that nothing could be measured with.
     """
 
+    updates: int = choice(2, "SGD updates, K; at least 2", int)
     depths: tuple[int, ...] = choice(
         (4, 8, 16, 32), "numbers of hidden layers, L; each divides the largest", int, many=True
     )
@@ -144,6 +145,10 @@ class RatesConfig(Place, RateProblem):
                 raise ValueError(f"{name} must be at least 3, got {len(getattr(self, name))}")
         if self.width is not None:
             self._set("width", arguments.integer("width", self.width, high=most))
+        if self.updates < 2:
+            raise ValueError(
+                f"updates must be at least 2, for a backward pass after one, got {self.updates}"
+            )
         if self.replicas < 2:
             raise ValueError(f"replicas must be at least 2, got {self.replicas}")
 

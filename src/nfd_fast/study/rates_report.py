@@ -52,6 +52,7 @@ def cells(row: Row) -> tuple[str, str, str, str, str, str]:
     interval = "-"
     if exponent is not None:
         interval = f"{exponent.estimate:.2f} [{exponent.low:.2f}, {exponent.high:.2f}]{star}"
+        interval = interval.replace("-0.00", "0.00")
     return (
         row.claim.text,
         row.claim.source,
