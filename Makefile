@@ -1,8 +1,9 @@
-# make study   the main job, from nothing to a figure      make test   all tests
+# make study   the main job, from nothing to a report      make test   all tests
 # make bench   the benchmark suite with its peers          make clean  forget what was built
 #
 # PYTHON=python3.12 chooses the interpreter. ORACLE= leaves PyTorch out of `make test`: the tests
-# that compare against it then skip.
+# that compare against it then skip. ARGS goes to the command; `make study` gives it to the study of
+# losses, and RATES to the table of rates.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +19,7 @@ stamp = $(VENV)/installed-$(subst $(comma),-,$(1))
 study: EXTRAS = study
 study: $(call stamp,study)
 	$(BIN)/nfd-fast study $(ARGS)
+	$(BIN)/nfd-fast rates $(RATES)
 
 test: EXTRAS = study,test$(if $(ORACLE),$(comma)$(ORACLE))
 test: $(call stamp,study-test$(if $(ORACLE),-$(ORACLE)))
