@@ -47,6 +47,8 @@ DEPTHS_AT_INITIALISATION = (8, 16, 32, 64)
 """Divisors of the grid of times on which the kernels of infinite depth are known."""
 KERNEL_REPLICAS = 128
 """Networks per width at initialisation; they are small."""
+COUPLING_FACTOR = 4
+"""How many times more replicas there are of couplings: they are cheap, and vary much."""
 CHUNK = 2
 """Replicas per cell on shared noise: what a killed process loses at most."""
 ROUNDING = 1e-13
@@ -175,7 +177,8 @@ class RatesConfig(Place, RateProblem):
 
     def coupling_cell(self, width: int, depth: int) -> CouplingCell:
         """Return the cell of one depth and width."""
-        return CouplingCell(width=width, depth=depth, **self._shared())  # type: ignore[arg-type]
+        shared = self._shared() | {"replicas": COUPLING_FACTOR * self.replicas}
+        return CouplingCell(width=width, depth=depth, **shared)  # type: ignore[arg-type]
 
     def kernel_cell(self, width: int) -> KernelCell:
         """Return the cell of one width at initialisation, at the largest depth."""
@@ -355,16 +358,26 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
     rows = []
     for pair in ("nfd", "network", "coupled"):
         for what in ("features", "adjoints"):
-            columns = []
+            columns, floor = [], []
             for depth in config.depths:
                 name = f"{pair}_{what}_{depth}"
                 errors = without_floor(narrow[name], wide[name])
-                columns.append(worst_layers(errors[:, None])[0][:, 0])
+                worst, (layer,) = worst_layers(errors[:, None])
+                columns.append(worst[:, 0])
+                floor.append(narrow[name][:, layer].mean() - worst.mean())
             claim = CLAIMS[f"{pair}_{what}"]
             # Systems of as many particles differ by no floor: only networks and NFD do.
             own = config.flagged() if pair == "network" else None
-            errors = np.stack(columns, axis=1)
-            rows.append(judge(claim, sizes, errors, flagged=own, resolution=ROUNDING))
+            rows.append(
+                judge(
+                    claim,
+                    sizes,
+                    np.stack(columns, axis=1),
+                    flagged=own,
+                    resolution=ROUNDING,
+                    floor=np.array(floor),
+                )
+            )
     return rows
 
 
@@ -372,22 +385,8 @@ def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _per_depth(
-    config: RatesConfig, measured: Measured, of: Callable[[Mapping[str, Array]], Array]
-) -> Array:
-    """Return what is left at infinite width of a quantity (R,) of each depth's cells, (R, S)."""
-    columns = []
-    for depth in config.depths:
-        narrow, wide = (
-            of(measured[config.coupling_cell(factor * config.neurons, depth)]) for factor in (1, 2)
-        )
-        columns.append(without_floor(narrow, wide))
-    return np.stack(columns, axis=1)
-
-
 def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
     sizes = np.array(config.depths, dtype=float)
-    flagged = config.flagged()
     rows = []
     for what in ("per_layer", "accumulated"):
         for direction in COUPLINGS:
@@ -397,8 +396,23 @@ def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
                 values = arrays[name]
                 return values if values.ndim == 1 else values.mean(axis=1)
 
-            errors = _per_depth(config, measured, mean)
-            rows.append(judge(CLAIMS[name], sizes, errors, flagged=flagged, resolution=ROUNDING))
+            narrow, wide = (
+                np.stack(
+                    [mean(measured[config.coupling_cell(n, L)]) for L in config.depths], axis=1
+                )
+                for n in (config.neurons, 2 * config.neurons)
+            )
+            errors = without_floor(narrow, wide)
+            rows.append(
+                judge(
+                    CLAIMS[name],
+                    sizes,
+                    errors,
+                    flagged=config.flagged(),
+                    resolution=ROUNDING,
+                    floor=narrow.mean(axis=0) - errors.mean(axis=0),
+                )
+            )
     return rows
 
 

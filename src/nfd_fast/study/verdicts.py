@@ -22,7 +22,7 @@ FAILS = "does not hold"
 UNDECIDED = "undecided at this size"
 MARGIN = 0.25
 """How far above the claimed exponent a measured one may be."""
-SEEN = 0.998
+SEEN = 0.999
 """Two-sided confidence with which a mean must differ from zero to be counted as seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
@@ -101,6 +101,7 @@ def judge(
     *,
     flagged: NDArray[np.bool_] | None = None,
     resolution: float = 0.0,
+    floor: Array | None = None,
 ) -> Row:
     """Return the verdict on a claim.
 
@@ -115,13 +116,18 @@ def judge(
         Sizes at which the measurement doesn't mean what it should: shown, not fitted.
     resolution : float
         What rounding can be: a mean below that counts as zero.
+    floor : (S,), optional
+        What was subtracted from the mean at each size. What is not seen is said to be nothing only
+        if it is at most half of that.
 
     Returns
     -------
     Row
         For a claim of decay: it holds if the whole interval of the exponent lies below the claimed
-        one plus :data:`MARGIN`, or if nothing is seen at any size; it does not hold if the whole
-        interval lies above. For a claim that something stays away from zero (exponent 0), it
+        one plus :data:`MARGIN`; it does not hold if the whole interval lies above. Where nothing is
+        seen, it holds if what there can be is too little to matter (``floor``); where something is
+        seen at fewer sizes than a fit needs, if what there can be at the others is little enough.
+        For a claim that something stays away from zero (exponent 0), it
         holds if all means are seen and the interval lies above minus :data:`MARGIN`.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
@@ -150,14 +156,21 @@ def judge(
     stays = claim.exponent == 0
     if not (seen & kept).any():
         most = max(float(means.high[kept].max()), resolution)
-        return row(FAILS if stays else HOLDS, f"none seen: at most {most:.1e}")
+        enough = resolution if floor is None else np.maximum(resolution, floor[kept] / 2)
+        nothing = bool((means.high[kept] <= enough).all())
+        verdict = FAILS if stays else HOLDS if nothing else UNDECIDED
+        return row(verdict, f"none seen: at most {most:.1e}")
     if stays and not seen[kept].all():
         return row(FAILS, f"zero at {claim.size} {_listed(sizes[kept & ~seen])}")
     used = kept & seen
     if (kept & ~seen).any():
         notes.append(f"none seen at {claim.size} {_listed(sizes[kept & ~seen])}")
     if used.sum() < LEAST_SIZES:
-        return row(UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
+        first = int(np.flatnonzero(used)[0])
+        line = means.estimate[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
+        later = kept & (np.arange(len(sizes)) > first)
+        below = bool(later.any() and (means.high[later] <= line[later]).all())
+        return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
     try:
         rate = fit_rate(sizes[used], errors[:, used], signed=True)
     except ValueError:  # means that are not positive beyond doubt
