@@ -48,7 +48,7 @@ def sizes(config: RatesConfig) -> str:
 def cells(row: Row) -> tuple[str, str, str, str, str, str]:
     """Return the entries of one line; see :data:`HEAD`."""
     exponent, last = row.exponent, row.last
-    star = "" if row.rate is None or row.rate.asymptotic else "*"
+    star = "*" if row.bends else ""
     interval = "-"
     if exponent is not None:
         interval = f"{exponent.estimate:.2f} [{exponent.low:.2f}, {exponent.high:.2f}]{star}"

@@ -23,7 +23,7 @@ UNDECIDED = "undecided at this size"
 MARGIN = 0.25
 """How far above the claimed exponent a measured one may be."""
 SEEN = 0.999
-"""Two-sided confidence with which a mean must differ from zero to be counted as seen."""
+"""Confidence with which a mean must differ from zero, or a bend from none, to be seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
 
@@ -69,8 +69,10 @@ class Row:
         Which sizes were fitted.
     rate : Rate or None
         The fit, if there was enough to fit.
+    bends : bool
+        Whether the fitted points bend beyond doubt.
     exponent : Interval or None
-        What the verdict is about: the slope of the fit, or where its bend leads.
+        What the verdict is about: the slope of the fit or, if it bends, where that leads.
     verdict, note : str
     """
 
@@ -79,6 +81,7 @@ class Row:
     errors: Intervals
     used: NDArray[np.bool_]
     rate: Rate | None
+    bends: bool
     exponent: Interval | None
     verdict: str
     note: str
@@ -142,13 +145,12 @@ def judge(
         note: str = "",
         used: NDArray[np.bool_] | None = None,
         rate: Rate | None = None,
+        bends: bool = False,
         exponent: Interval | None = None,
     ) -> Row:
-        none = np.zeros(len(sizes), dtype=bool)
+        used = np.zeros(len(sizes), dtype=bool) if used is None else used
         text = "; ".join([*notes, note] if note else notes)
-        return Row(
-            claim, sizes, means, none if used is None else used, rate, exponent, verdict, text
-        )
+        return Row(claim, sizes, means, used, rate, bends, exponent, verdict, text)
 
     kept = ~flagged
     if kept.sum() < LEAST_SIZES:
@@ -173,20 +175,24 @@ def judge(
         return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
     try:
         rate = fit_rate(sizes[used], errors[:, used], signed=True)
+        sharp = fit_rate(sizes[used], errors[:, used], SEEN, signed=True)
     except ValueError:  # means that are not positive beyond doubt
         return row(UNDECIDED, "too close to zero to be fitted")
-    if rate.asymptotic:
-        exponent = Interval(rate.slope, rate.low, rate.high)
-    else:
+    # Where a bend leads is known far worse than a slope: only a bend beyond doubt counts, and what
+    # is concluded from it must be, too.
+    bends = not sharp.asymptotic
+    if bends:
         exponent = Interval(rate.tail, rate.tail_low, rate.tail_high)
-    if stays:
-        below, above = exponent.high < -MARGIN, exponent.low > -MARGIN
-        verdict = HOLDS if above else FAILS if below else UNDECIDED
+        low, high = sharp.tail_low, sharp.tail_high
     else:
-        most_allowed = claim.exponent + MARGIN
-        below, above = exponent.high <= most_allowed, exponent.low > most_allowed
-        verdict = HOLDS if below else FAILS if above else UNDECIDED
-    return row(verdict, "", used, rate, exponent)
+        exponent = Interval(rate.slope, rate.low, rate.high)
+        low, high = rate.low, rate.high
+    if stays:
+        verdict = HOLDS if low > -MARGIN else FAILS if high < -MARGIN else UNDECIDED
+    else:
+        most = claim.exponent + MARGIN
+        verdict = HOLDS if high <= most else FAILS if low > most else UNDECIDED
+    return row(verdict, "", used, rate, bends, exponent)
 
 
 def _listed(sizes: Array) -> str:

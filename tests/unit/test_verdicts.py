@@ -1,0 +1,156 @@
+"""Verdicts on arrays whose truth is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="scipy is in the study extra")
+
+from nfd_fast.study.verdicts import FAILS, HOLDS, UNDECIDED, Claim, judge
+
+SIZES = np.array([4.0, 8.0, 16.0, 32.0])
+DECAY = Claim("decay", "falls like 1/L", "a test", "depth", -1)
+FASTER = Claim("faster", "falls like 1/L²", "a test", "depth", -2)
+STAYS = Claim("stays", "stays above 0", "a test", "depth", 0)
+
+
+def power(exponent: float, noise: float = 0.1, replicas: int = 24, seed: int = 0) -> Any:
+    """Errors of a power law in replicas that differ by a factor each, and a little by size."""
+    rng = np.random.default_rng(seed)
+    shared = 1 + noise * rng.standard_normal((replicas, 1))
+    own = 1 + noise / 3 * rng.standard_normal((replicas, len(SIZES)))
+    return shared * own * SIZES**exponent
+
+
+@pytest.mark.parametrize(
+    ("claim", "exponent", "verdict"),
+    [
+        (DECAY, -1, HOLDS),
+        (DECAY, -1.8, HOLDS),
+        (DECAY, -0.5, FAILS),
+        (DECAY, 0, FAILS),
+        (DECAY, 0.5, FAILS),
+        (FASTER, -2, HOLDS),
+        (FASTER, -1, FAILS),
+        (STAYS, 0, HOLDS),
+        (STAYS, 0.5, HOLDS),
+        (STAYS, -0.5, FAILS),
+        (STAYS, -1, FAILS),
+    ],
+)
+def test_power_laws(claim: Claim, exponent: float, verdict: str) -> None:
+    row = judge(claim, SIZES, power(exponent))
+    assert row.verdict == verdict
+    assert row.used.all()
+    assert row.exponent is not None
+    assert row.exponent.low - 0.05 < exponent < row.exponent.high + 0.05
+    assert row.note == ""
+
+
+@pytest.mark.parametrize("replicas", [12, 24])
+def test_false_alarms(replicas: int) -> None:
+    """Laws at the claimed exponent don't fail, and constants don't hold, in 300 simulations each.
+
+    Without a bend, the margin of a quarter is worth 5 standard errors of the exponent. One in 1000
+    simulations has a bend that is none, and half of those may lead anywhere: an alarm among 600 has
+    a chance of up to 0.3; the seeds are fixed, and there is none.
+    """
+    for seed in range(300):
+        assert judge(DECAY, SIZES, power(-1, 0.5, replicas, seed)).verdict != FAILS
+        assert judge(DECAY, SIZES, power(0, 0.5, replicas, seed)).verdict != HOLDS
+
+
+def test_noise_is_undecided() -> None:
+    """Two exponents half apart can't be told where errors vary by much more than they fall."""
+    rng = np.random.default_rng(1)
+    errors = np.exp(1.5 * rng.standard_normal((12, 4))) / SIZES
+    assert judge(DECAY, SIZES, errors).verdict == UNDECIDED
+
+
+def test_nothing_seen() -> None:
+    """Zero within its noise counts as nothing if that noise is small next to what was taken off."""
+    rng = np.random.default_rng(2)
+    errors = 1e-3 * rng.standard_normal((24, 4))
+    row = judge(DECAY, SIZES, errors, floor=np.full(4, 1e-2))
+    assert row.verdict == HOLDS
+    assert row.note.startswith("none seen: at most ")
+    assert (row.rate, row.exponent) == (None, None)
+    assert not row.used.any()
+    assert judge(DECAY, SIZES, errors, floor=np.full(4, 1e-4)).verdict == UNDECIDED
+    assert judge(DECAY, SIZES, errors).verdict == UNDECIDED
+    assert judge(STAYS, SIZES, errors, floor=np.full(4, 1e-2)).verdict == FAILS
+
+
+def test_rounding_is_nothing() -> None:
+    tiny = 1e-15 * power(0)
+    assert judge(DECAY, SIZES, tiny, resolution=1e-13).verdict == HOLDS
+    assert judge(STAYS, SIZES, tiny, resolution=1e-13).verdict == FAILS
+    assert judge(DECAY, SIZES, tiny).verdict == FAILS
+    assert judge(DECAY, SIZES, np.zeros((24, 4))).verdict == HOLDS
+
+
+def test_flagged_sizes_are_shown_and_not_fitted() -> None:
+    errors = power(-1)
+    errors[:, 3] *= 100
+    flagged = np.array([False, False, False, True])
+    row = judge(DECAY, SIZES, errors, flagged=flagged)
+    assert row.verdict == HOLDS
+    np.testing.assert_array_equal(row.used, ~flagged)
+    assert row.note == "depth 32 flagged: n < 30 q L"
+    assert row.errors.estimate.shape == (4,)
+    few = judge(DECAY, SIZES, errors, flagged=np.array([False, True, False, True]))
+    assert few.verdict == UNDECIDED
+    assert few.note == "depth 8, 32 flagged: n < 30 q L; fewer than 3 sizes left"
+    assert judge(DECAY, SIZES, errors, flagged=~flagged | flagged).verdict == UNDECIDED
+
+
+def test_what_is_seen_at_few_sizes() -> None:
+    """It falls if there is so little at the others; nobody knows if there may be more."""
+    rng = np.random.default_rng(3)
+    errors = 1e-4 * rng.standard_normal((24, 4))
+    errors[:, 0] += 1.0
+    row = judge(DECAY, SIZES, errors)
+    assert row.verdict == HOLDS
+    assert row.note == "none seen at depth 8, 16, 32; seen at fewer than 3 sizes"
+    noisy = np.where(np.arange(4) > 0, 3e4 * errors, errors)
+    assert judge(DECAY, SIZES, noisy).verdict == UNDECIDED
+    last = errors[:, ::-1]
+    assert judge(DECAY, SIZES, last).verdict == UNDECIDED
+
+
+def test_a_part_that_stays_at_zero_somewhere() -> None:
+    rng = np.random.default_rng(4)
+    errors = power(0)
+    errors[:, 2] = 1e-3 * rng.standard_normal(24)
+    row = judge(STAYS, SIZES, errors)
+    assert (row.verdict, row.note) == (FAILS, "zero at depth 16")
+
+
+def test_bends_are_followed() -> None:
+    """A constant under a decay fails, whatever the mean slope; (1 − 1/L)²/L² holds at 1/L²."""
+    plateau = power(0, 0.02) * (0.05 + 1 / SIZES)
+    row = judge(DECAY, SIZES, plateau)
+    assert row.rate is not None
+    assert row.exponent is not None
+    assert row.bends
+    assert row.exponent.estimate == row.rate.tail
+    assert row.verdict == FAILS
+    sizes = np.array([2.0, 4.0, 8.0, 16.0])
+    rising = power(0, 0.02) * (1 - 1 / sizes) ** 2 / sizes**2
+    row = judge(FASTER, sizes, rising)
+    assert row.rate is not None
+    assert row.rate.slope > -1.7
+    assert row.verdict == HOLDS
+
+
+def test_signed_rows() -> None:
+    """Single replicas may be negative after a subtraction."""
+    rng = np.random.default_rng(5)
+    errors = (1 + 1.0 * rng.standard_normal((96, 1))) / SIZES
+    assert (errors < 0).any()
+    row = judge(DECAY, SIZES, errors)
+    assert row.verdict == HOLDS
+    assert row.last.estimate == pytest.approx(errors[:, 3].mean(), rel=1e-12)
