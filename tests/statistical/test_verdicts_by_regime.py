@@ -1,0 +1,148 @@
+"""Verdicts of the table of rates in the regimes where theory knows them (DESIGN §3.3).
+
+Each run is small, but meets n ≥ 30 q L. Seeds are fixed, so that every verdict is deterministic;
+each was seen to have a margin of several standard errors, and the exponents asserted leave 5 of
+them or more on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("scipy", reason="scipy is in the study extra")
+pytest.importorskip("sklearn", reason="scikit-learn is in the study extra")
+pytest.importorskip("rich", reason="rich is in the study extra")
+
+from nfd_fast.study.rates import Rates, RatesConfig, run_rates
+from nfd_fast.study.verdicts import FAILS, HOLDS, UNDECIDED
+
+Measure = Callable[..., Rates]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measure:
+    """Return what measures some parts of the table; all runs of this file share a store."""
+    folder: Path = tmp_path_factory.mktemp("rates")
+
+    def run(parts: tuple[str, ...], **choices: Any) -> Rates:
+        given: dict[str, Any] = {"depths": (4, 8, 16), "replicas": 12, "output": folder}
+        config = RatesConfig(**given | choices, workers=1)
+        return run_rates(config, parts=parts, progress=False)
+
+    return run
+
+
+def verdicts(rates: Rates) -> dict[str, str]:
+    return {row.claim.name: row.verdict for row in rates.rows}
+
+
+def test_initialisation(measured: Measure) -> None:
+    """1/n in width; 1/L² in depth, where 1/L is claimed: the claim holds, and is not sharp."""
+    for activation in ("tanh", "relu"):
+        rates = measured(("initialisation",), activation=activation)
+        assert set(verdicts(rates).values()) == {HOLDS}
+        for what in ("features", "adjoints"):
+            width = rates.row(f"initial_{what}_width").exponent
+            assert width is not None
+            assert width.low < -1 < width.high
+            depth = rates.row(f"initial_{what}_depth").exponent
+            assert depth is not None
+            assert depth.estimate == pytest.approx(-2, abs=0.02)
+
+
+def test_all_weights_trained(measured: Measure) -> None:
+    rates = measured(("noise", "coupling"))
+    found = verdicts(rates)
+    for what in ("features", "adjoints"):
+        assert found[f"nfd_{what}"] == HOLDS
+        assert found[f"coupled_{what}"] == HOLDS
+        assert found[f"{what[:-1]}_eigenvalues"] == HOLDS
+    assert found["network_features"] == FAILS
+    for way in ("forward", "backward"):
+        assert found[f"{way}_per_layer"] == HOLDS
+        assert found[f"{way}_accumulated"] == FAILS
+    # What the network keeps away from NFD is what has accumulated, and of its size.
+    distance, coupling = rates.row("network_features").last, rates.row("forward_accumulated").last
+    assert 0.5 < distance.estimate / coupling.estimate < 2
+
+
+def test_readout_only(measured: Measure) -> None:
+    """Features don't move: no forward coupling, exactly.
+
+    The backward one is there: the readout moves along the last features, the adjoints start from
+    it, and those features know the weights that the adjoints meet.
+    """
+    rates = measured(("noise", "coupling"), train=("readout",))
+    found = verdicts(rates)
+    assert found["forward_per_layer"] == found["forward_accumulated"] == HOLDS
+    assert rates.row("forward_accumulated").note.startswith("none seen")
+    assert abs(rates.row("forward_accumulated").last.estimate) < 1e-15
+    assert found["network_features"] == found["nfd_features"] == HOLDS
+    assert found["backward_accumulated"] == FAILS
+
+
+def test_zero_residual(measured: Measure) -> None:
+    """Neither coupling is told from zero, by enough replicas that the bound means something."""
+    found = verdicts(measured(("coupling",), targets="zero", replicas=64))
+    for way in ("forward", "backward"):
+        assert found[f"{way}_per_layer"] == found[f"{way}_accumulated"] == HOLDS
+
+
+def test_short_horizons(measured: Measure) -> None:
+    """The coupling stays, and its size falls about as T² (T³ or T, in the margin, would not do)."""
+    sizes = {}
+    for horizon in (1.0, 0.3, 0.1):
+        rates = measured(("coupling",), horizon=horizon)
+        assert verdicts(rates)["forward_accumulated"] == FAILS
+        sizes[horizon] = rates.row("forward_accumulated").last
+    assert sizes[0.3].low / sizes[1.0].high > 0.3**2.6
+    assert sizes[0.3].high / sizes[1.0].low < 0.3**1.5
+    assert sizes[0.1].low / sizes[1.0].high > 0.1**2.6
+    assert sizes[0.1].high / sizes[1.0].low < 0.1**1.5
+
+
+def test_hidden_weights_only(measured: Measure) -> None:
+    found = verdicts(measured(("coupling",), train=("hidden",)))
+    assert found["forward_accumulated"] == FAILS
+
+
+def test_relu_adjoints_are_slower(measured: Measure) -> None:
+    """A unit that changes sides between two depths changes its derivative by 1: L^-1/2."""
+    rates = measured(("noise",), activation="relu")
+    row = rates.row("nfd_adjoints")
+    assert row.verdict == FAILS
+    assert row.exponent is not None
+    assert row.exponent.low > -0.7
+    assert row.exponent.high < -0.4
+    assert verdicts(rates)["network_features"] == FAILS
+
+
+def test_ten_classes(measured: Measure) -> None:
+    rates = measured(("noise", "coupling"), loss="cross_entropy", targets="classes")
+    found = verdicts(rates)
+    assert found["nfd_features"] == found["nfd_adjoints"] == HOLDS
+    assert found["coupled_features"] == found["coupled_adjoints"] == HOLDS
+    assert found["network_features"] == found["forward_accumulated"] == FAILS
+
+
+def test_batches_of_16(measured: Measure) -> None:
+    """Averaging over a batch makes the coupling smaller, and leaves it there."""
+    rates = measured(("coupling",), batch=16, depths=(2, 4, 8), replicas=4)
+    assert verdicts(rates)["forward_accumulated"] == FAILS
+    pairs = measured(("coupling",)).row("forward_accumulated").last
+    assert rates.row("forward_accumulated").last.high < pairs.low
+
+
+def test_too_few_neurons_are_flagged(measured: Measure) -> None:
+    """n ≥ 30 q L = 120 L: 1000 neurons do for depths 4 and 8 alone."""
+    rates = measured(("noise", "coupling"), width=1000)
+    found = verdicts(rates)
+    for name in ("forward_accumulated", "backward_per_layer", "network_features"):
+        assert found[name] == UNDECIDED
+        assert "depth 16 flagged: n < 30 q L" in rates.row(name).note
+        assert not rates.row(name).used.any()
+    assert found["nfd_adjoints"] == HOLDS  # particle systems of one size have no such floor
