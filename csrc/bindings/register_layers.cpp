@@ -28,7 +28,7 @@ void forward(const Array<T>& hidden, Array<T>& features, double branch_factor, b
              int activation, int threads) {
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
-    std::vector<T> activations(static_cast<std::size_t>(2 * stack.layer_size()));
+    std::vector<T> activations(static_cast<std::size_t>(2 * stack.batch * stack.padded_width()));
     FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();

@@ -13,7 +13,7 @@ struct DenseHidden {
 
     T* hidden;
     T* backward_hidden;  // of the decoupled network
-    T* activations;      // (2, B, n)
+    T* activations;      // (2, B, padded n)
     T* tiles;            // (members, 2, B, tile)
 
     // One without a tile of its own would only wait at barriers.
@@ -32,7 +32,7 @@ struct DenseHidden {
             take_weights(p, arena, h.backward_hidden, p.given.backward_hidden, p.train_hidden,
                          count);
         }
-        arena.take(h.activations, 2 * batch * n);
+        arena.take(h.activations, 2 * batch * static_cast<double>(p.stack.padded_width()));
         arena.take(h.tiles, members * 2 * batch * static_cast<double>(p.stack.tile()));
         return h;
     }

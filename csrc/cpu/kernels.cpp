@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "cpu/lanes.hpp"
+#include "cpu/thin_products.hpp"
 #include "nfd_fast/activations.hpp"
 #include "nfd_fast/normal.hpp"
 
@@ -429,7 +430,13 @@ constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
                                           squared_distance<T>,
                                           widen<T>,
                                           products<T>,
-                                          combine<T>};
+                                          combine<T>,
+                                          kMostThinHere,
+                                          kPack<T>,
+                                          pack_column<T>,
+                                          unpack_column<T>,
+                                          thin_forward<T>,
+                                          thin_backward<T>};
 
 }  // namespace
 

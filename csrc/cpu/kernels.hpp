@@ -12,6 +12,9 @@
 
 namespace nfd_fast {
 
+// The most columns that any instruction set's thin products (below) take.
+constexpr std::int64_t kMostThin = 24;
+
 // `activation` arguments are the Activation enumerators as int: an enum of an ISA's own namespace
 // can't appear in a type that all of them share.
 template <class T>
@@ -53,6 +56,27 @@ struct VectorKernels {
                     const T* coefficients, std::int64_t outputs, std::int64_t count,
                     std::int64_t ahead, const T* start, std::int64_t start_stride, T* out,
                     std::int64_t out_stride);
+
+    // Products of a stored matrix with a batch of at most `most_thin` columns: thin_products.hpp.
+    // A packed batch has its columns side by side in runs of `pack` numbers, the last run of each
+    // filled up with zeros.
+    std::int64_t most_thin;
+    std::int64_t pack;
+    // Column b is packed to `packed` = batch + b * pack, and back.
+    void (*pack_column)(const T* column, std::int64_t count, std::int64_t batch, T* packed);
+    void (*unpack_column)(const T* packed, std::int64_t batch, std::int64_t count, T* column);
+    // out[b * stride_out + r] = skip[b * stride_out + r] + scale sum_i matrix[r * stride + i]
+    // batch[b][i]; without skip if that is null.
+    void (*thin_forward)(const T* matrix, std::int64_t stride, std::int64_t rows,
+                         std::int64_t count, const T* packed, std::int64_t batch, T scale,
+                         const T* skip, T* out, std::int64_t stride_out);
+    // Both in one pass over `count` columns of a matrix, the first before the second; null for
+    // what isn't wanted:
+    //     product[b][i] += sum_r factors[b * factors_stride + r] matrix[r * stride + i]
+    //     matrix[r * stride + i] += sum_b factors[b * factors_stride + r] weighted[b][i]
+    void (*thin_backward)(T* matrix, std::int64_t stride, std::int64_t rows, std::int64_t count,
+                          const T* factors, std::int64_t factors_stride, std::int64_t batch,
+                          const T* weighted, T* product);
 };
 
 struct KernelTable {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "nfd_fast/philox.hpp"
 
@@ -104,6 +105,42 @@ NFD_FAST_INLINE void store_pack(P pack, T* to) {
 template <class P, class T>
 NFD_FAST_INLINE P broadcast_pack(T value) {
     return value - P{};
+}
+
+// The sum of the places of a pack, halves first.
+#if defined(__GNUC__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define NFD_FAST_SHUFFLES 1
+#endif
+#endif
+#if NFD_FAST_SHUFFLES
+template <class T, class P, int... lane>
+NFD_FAST_INLINE T sum_of_lanes(P pack, std::integer_sequence<int, lane...>) {
+    constexpr int half = sizeof...(lane);
+    const auto sum = __builtin_shufflevector(pack, pack, lane...) +
+                     __builtin_shufflevector(pack, pack, (lane + half)...);
+    if constexpr (half == 1) {
+        return sum[0];
+    } else {
+        return sum_of_lanes<T>(sum, std::make_integer_sequence<int, half / 2>());
+    }
+}
+#endif
+
+template <class T, class P>
+NFD_FAST_INLINE T sum_of_pack(P pack) {
+    constexpr int count = sizeof(P) / sizeof(T);
+#if NFD_FAST_SHUFFLES
+    if constexpr (count > 1) {
+        return sum_of_lanes<T>(pack, std::make_integer_sequence<int, count / 2>());
+    }
+#endif
+    T lane[count];
+    __builtin_memcpy(lane, &pack, sizeof(P));
+    for (int half = count / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
 }
 
 // Asks for the cache line at an address, which may be any.

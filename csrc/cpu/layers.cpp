@@ -1,5 +1,6 @@
 #include "cpu/layers.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/blas.hpp"
@@ -15,33 +16,78 @@ T branch_scale(const LayerStack& stack) {
     return static_cast<T>(stack.branch_factor / std::sqrt(static_cast<double>(stack.width)));
 }
 
-// phi of the neurons [first, first + count) of one layer, for the whole batch.
+// Whether a batch has so few columns that reading the matrices is what costs: our own products then
+// read them once for all that is wanted of them.
 template <class T>
-void activate_tile(const LayerStack& stack, const T* features, std::int64_t first,
+bool is_thin(const LayerStack& stack) {
+    return stack.batch <= kernels().of<T>().most_thin;
+}
+
+// phi of the neurons [first, first + count) of one layer, for the whole batch, in the layout that
+// the products take.
+template <class T>
+void activate_tile(const LayerStack& stack, bool thin, const T* features, std::int64_t first,
                    std::int64_t count, T* activations) {
+    const auto& vector = kernels().of<T>();
+    T column[kMostTile];
     for (std::int64_t b = 0; b < stack.batch; ++b) {
         const std::int64_t at = b * stack.width + first;
-        kernels().of<T>().activate(stack.activation, features + at, count, activations + at);
+        if (!thin) {
+            vector.activate(stack.activation, features + at, count, activations + at);
+            continue;
+        }
+        vector.activate(stack.activation, features + at, count, column);
+        vector.pack_column(column, count, stack.batch,
+                           activations + first * stack.batch + b * vector.pack);
+    }
+}
+
+// Rows [first, first + count) of the product of one layer, and the skip.
+template <class T>
+void forward_tile(const LayerStack& stack, bool thin, const T* matrix, const T* activations,
+                  const T* before, std::int64_t first, std::int64_t count, T* after) {
+    const std::int64_t n = stack.width;
+    if (thin) {
+        kernels().of<T>().thin_forward(matrix + first * n, n, count, n, activations, stack.batch,
+                                       branch_scale<T>(stack),
+                                       stack.skip ? before + first : nullptr, after + first, n);
+        return;
+    }
+    if (stack.skip) {
+        for (std::int64_t b = 0; b < stack.batch; ++b) {
+            std::copy_n(before + b * n + first, count, after + b * n + first);
+        }
+    }
+    blas::multiply(Transpose::no, Transpose::yes, stack.batch, count, n, branch_scale<T>(stack),
+                   activations, n, matrix + first * n, n, T(stack.skip ? 1 : 0), after + first, n);
+}
+
+// -step/sqrt(n) w_b phi(H_{l-1}[b]) of the neurons [first, first + count).
+template <class T>
+void weigh_tile(const LayerStack& stack, bool thin, const T* before, const HiddenUpdate<T>& update,
+                std::int64_t first, std::int64_t count, T* weighted) {
+    const auto& vector = kernels().of<T>();
+    const double step = update.step / std::sqrt(static_cast<double>(stack.width));
+    T column[kMostTile];
+    for (std::int64_t b = 0; b < stack.batch; ++b) {
+        T* row = thin ? column : weighted + b * count;
+        vector.activate(stack.activation, before + b * stack.width + first, count, row);
+        vector.scale(static_cast<T>(-step * update.sample_weights[b]), row, count, row);
+        if (thin) vector.pack_column(row, count, stack.batch, weighted + b * vector.pack);
     }
 }
 
 // Columns [first, first + count) of one matrix: W -= step/sqrt(n) sum_b w_b G[b] phi(H[b])^T.
 template <class T>
-void update_tile(const LayerStack& stack, const T* features, const T* adjoints,
-                 const HiddenUpdate<T>& update, std::int64_t layer, std::int64_t first,
-                 std::int64_t count, T* weighted) {
-    const auto& vector = kernels().of<T>();
-    const double step = update.step / std::sqrt(static_cast<double>(stack.width));
-    for (std::int64_t b = 0; b < stack.batch; ++b) {
-        T* row = weighted + b * count;
-        vector.activate(stack.activation, features + b * stack.width + first, count, row);
-        vector.scale(static_cast<T>(-step * update.sample_weights[b]), row, count, row);
-    }
-    for (T* matrices : {update.hidden, update.backward_hidden}) {
-        if (!matrices) continue;
-        blas::multiply(Transpose::yes, Transpose::no, stack.width, count, stack.batch, T(1),
-                       adjoints, stack.width, weighted, count, T(1),
-                       matrices + (layer - 1) * stack.matrix_size() + first, stack.width);
+void update_tile(const LayerStack& stack, bool thin, const T* adjoints, const T* weighted,
+                 std::int64_t first, std::int64_t count, T* matrix) {
+    const std::int64_t n = stack.width;
+    if (thin) {
+        kernels().of<T>().thin_backward(matrix + first, n, n, count, adjoints, n, stack.batch,
+                                        weighted, nullptr);
+    } else {
+        blas::multiply(Transpose::yes, Transpose::no, n, count, stack.batch, T(1), adjoints, n,
+                       weighted, count, T(1), matrix + first, n);
     }
 }
 
@@ -52,10 +98,11 @@ void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* ac
                     FirstBadStep& bad, Monitor& monitor, Team team) {
     const auto& vector = kernels().of<T>();
     const std::int64_t n = stack.width;
+    const bool thin = is_thin<T>(stack);
     // phi(H_{l-1}) is read by every product of layer l while phi(H_l) is being written: two slots.
-    T* slots[2] = {activations, activations + stack.layer_size()};
+    T* slots[2] = {activations, activations + stack.batch * stack.padded_width()};
     team.for_tiles(n, stack.tile(), [&](std::int64_t first, std::int64_t count) {
-        activate_tile(stack, features, first, count, slots[0]);
+        activate_tile(stack, thin, features, first, count, slots[0]);
     });
     team.sync();
     for (std::int64_t l = 1; l <= stack.depth; ++l) {
@@ -64,19 +111,12 @@ void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* ac
         team.for_tiles(n, stack.tile(), [&](std::int64_t first, std::int64_t count) {
             if (team.polls) monitor.poll();
             if (monitor.stopped()) return;
-            if (stack.skip) {
-                for (std::int64_t b = 0; b < stack.batch; ++b) {
-                    std::copy_n(before + b * n + first, count, after + b * n + first);
-                }
-            }
-            blas::multiply(Transpose::no, Transpose::yes, stack.batch, count, n,
-                           branch_scale<T>(stack), slots[(l - 1) % 2], n,
-                           hidden + (l - 1) * stack.matrix_size() + first * n, n,
-                           T(stack.skip ? 1 : 0), after + first, n);
+            forward_tile(stack, thin, hidden + (l - 1) * stack.matrix_size(), slots[(l - 1) % 2],
+                         before, first, count, after);
             for (std::int64_t b = 0; b < stack.batch; ++b) {
                 if (!vector.all_finite(after + b * n + first, count)) bad.report(l);
             }
-            if (l < stack.depth) activate_tile(stack, after, first, count, slots[l % 2]);
+            if (l < stack.depth) activate_tile(stack, thin, after, first, count, slots[l % 2]);
         });
         team.sync();
     }
@@ -88,26 +128,47 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                      FirstBadStep& bad, Monitor& monitor, Team team) {
     const auto& vector = kernels().of<T>();
     const std::int64_t n = stack.width;
+    const bool thin = is_thin<T>(stack);
     T* product = scratch + team.rank * 2 * stack.batch * stack.tile();
     T* weighted = product + stack.batch * stack.tile();
     for (std::int64_t l = stack.depth; l >= 1; --l) {
         const T* above = adjoints.layer(stack, l);
         T* below = adjoints.layer(stack, l - 1);
         const T* before = features + (l - 1) * stack.layer_size();
+        const std::int64_t matrix = (l - 1) * stack.matrix_size();
         team.for_tiles(n, stack.tile(), [&](std::int64_t first, std::int64_t count) {
             if (team.polls) monitor.poll();
             if (monitor.stopped()) return;
-            blas::multiply(Transpose::no, Transpose::no, stack.batch, count, n, T(1), above, n,
-                           backward_hidden + (l - 1) * stack.matrix_size() + first, n, T(0),
-                           product, count);
+            if (update.hidden) weigh_tile(stack, thin, before, update, first, count, weighted);
+            if (thin) {
+                // The matrix that is read moves in the same pass; without an update it is const
+                // and only read.
+                T* matrices = const_cast<T*>(backward_hidden) + matrix + first;
+                std::fill_n(product, stack.batch * stack.tile(), T(0));
+                vector.thin_backward(matrices, n, n, count, above, n, stack.batch,
+                                     update.hidden ? weighted : nullptr, product);
+            } else {
+                blas::multiply(Transpose::no, Transpose::no, stack.batch, count, n, T(1), above, n,
+                               backward_hidden + matrix + first, n, T(0), product, count);
+                if (update.hidden) {
+                    update_tile(stack, thin, above, weighted, first, count, update.hidden + matrix);
+                }
+            }
+            if (update.backward_hidden) {
+                T* other = thin ? update.hidden : update.backward_hidden;
+                update_tile(stack, thin, above, weighted, first, count, other + matrix);
+            }
             for (std::int64_t b = 0; b < stack.batch; ++b) {
                 const std::int64_t at = b * n + first;
+                const T* row = product + b * count;
+                if (thin) {
+                    vector.unpack_column(product + b * vector.pack, stack.batch, count, weighted);
+                    row = weighted;
+                }
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
-                                    before + at, product + b * count, branch_scale<T>(stack), count,
-                                    below + at);
+                                    before + at, row, branch_scale<T>(stack), count, below + at);
                 if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }
-            if (update.hidden) update_tile(stack, before, above, update, l, first, count, weighted);
         });
         team.sync();
     }
@@ -116,13 +177,16 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
 template <class T>
 void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
                    const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team) {
+    const bool thin = is_thin<T>(stack);
     T* weighted = scratch + team.rank * 2 * stack.batch * stack.tile();
     for (std::int64_t l = 1; l <= stack.depth; ++l) {
         team.for_tiles(stack.width, stack.tile(), [&](std::int64_t first, std::int64_t count) {
             if (team.polls) monitor.poll();
             if (monitor.stopped()) return;
-            update_tile(stack, features + (l - 1) * stack.layer_size(),
-                        adjoints + l * stack.layer_size(), update, l, first, count, weighted);
+            weigh_tile(stack, thin, features + (l - 1) * stack.layer_size(), update, first, count,
+                       weighted);
+            update_tile(stack, thin, adjoints + l * stack.layer_size(), weighted, first, count,
+                        update.hidden + (l - 1) * stack.matrix_size());
         });
     }
 }

@@ -10,6 +10,8 @@
 
 namespace nfd_fast {
 
+constexpr std::int64_t kMostTile = 256;
+
 // A stack of hidden layers on one batch. Arrays have the width last: features (L+1, B, n).
 struct LayerStack {
     std::int64_t width;
@@ -22,9 +24,12 @@ struct LayerStack {
     std::int64_t layer_size() const { return batch * width; }
     std::int64_t matrix_size() const { return width * width; }
 
+    // Of a column in a packed batch: no pack has more than 16 numbers.
+    std::int64_t padded_width() const { return (width + 15) / 16 * 16; }
+
     // Neurons per tile. It depends on the width alone (see Team::for_tiles) and balances threads
     // on narrow layers against the efficiency of the products on wide ones.
-    std::int64_t tile() const { return width < 4096 ? 128 : 256; }
+    std::int64_t tile() const { return width < 4096 ? 128 : kMostTile; }
 };
 
 // How many layers a pass had made, its start included, when it first met a non-finite number: the
@@ -45,8 +50,9 @@ class FirstBadStep {
     std::atomic<std::int64_t> step_{kNone};
 };
 
-// Fills features 1 ... L from features 0. `activations` is scratch of 2 B n. One barrier a layer.
-// All members of the team call it; the results are complete when it returns on every one.
+// Fills features 1 ... L from features 0. `activations` is scratch of 2 B padded_width(). One
+// barrier a layer. All members of the team call it; the results are complete when it returns on
+// every one.
 template <class T>
 void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* activations,
                     FirstBadStep& bad, Monitor& monitor, Team team);

@@ -181,6 +181,38 @@ def test_neurons_can_be_permuted(
         np.testing.assert_allclose(found, wanted, rtol=0, atol=bound * scale)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 9, 12, 23, 24, 25, 40])
+@pytest.mark.parametrize("width", [1, 15, 128, 257, 1030])
+def test_kernels_on_batches_of_every_kind(width: int, batch: int, dtype: str) -> None:
+    """Kernels and reference agree for few columns and many (each has its own products).
+
+    Both sum the same n (or B) products in another order, n eps of the sum of their sizes; the
+    threads don't change a bit. 1030 neurons are more than one run of what stays in the cache.
+    """
+    h0, g_last, w, chi = random_arrays(
+        width, dtype, (batch, width), (batch, width), (2, width, width), (batch,)
+    )
+    options: dict[str, Any] = {"branch_factor": 0.8, "activation": "tanh"}
+    eps = np.finfo(dtype).eps
+    h = reference.residual_forward(h0, w, **options)
+    g = reference.residual_backward(g_last, h, w, **options)
+    moved = reference.sgd_update(w, h, g, chi, step=0.3)
+    runs = [
+        (
+            nfd_fast.kernels.residual_forward(h0, w, threads=threads, **options),
+            nfd_fast.kernels.residual_backward(g_last, h, w, threads=threads, **options),
+            nfd_fast.kernels.sgd_update(w.copy(), h, g, chi, step=0.3, threads=threads),
+        )
+        for threads in (1, 2, 3)
+    ]
+    for found in runs:
+        for got, first, wanted in zip(found, runs[0], (h, g, moved), strict=True):
+            np.testing.assert_array_equal(got, first)
+            bound = 4 * (width + batch + 12) * eps * max(1.0, float(np.abs(wanted).max(initial=0)))
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=bound)
+
+
 @given(
     batch=st.integers(1, 6),
     width=st.sampled_from([1, 3, 17, 33]),
