@@ -61,6 +61,13 @@ void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, s
      static_cast<int>(stride_b), beta, c, static_cast<int>(stride_c));
 }
 
+void solve_upper(Transpose transpose, std::int64_t size, std::int64_t columns, const double* r,
+                 std::int64_t stride_r, double* b, std::int64_t stride_b) {
+    NFD_FAST_BLAS(cblas_dtrsm)
+    (CblasRowMajor, CblasLeft, CblasUpper, flag(transpose), CblasNonUnit, static_cast<int>(size),
+     static_cast<int>(columns), 1.0, r, static_cast<int>(stride_r), b, static_cast<int>(stride_b));
+}
+
 SingleThreaded::SingleThreaded() {
     const std::lock_guard<std::mutex> lock(guard);
     if (holders++ == 0 && can_set_threads()) {

@@ -19,6 +19,10 @@ void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, s
               const double* b, std::int64_t stride_b, double beta, double* c,
               std::int64_t stride_c);
 
+// Row-major B <- op(R)^-1 B for an upper triangular R, size x size, and a B of `columns` columns.
+void solve_upper(Transpose transpose, std::int64_t size, std::int64_t columns, const double* r,
+                 std::int64_t stride_r, double* b, std::int64_t stride_b);
+
 // While one exists, the BLAS library runs each product in its caller's thread. Nests, and may be
 // held by several threads at once.
 class SingleThreaded {

@@ -40,6 +40,7 @@ struct ConditionalHidden : ConditionalState<T> {
     double* sums;         // (2, chunks, slot) reductions of this and the next layer
     double* measured;     // (2, chunks, measure) Gram of the new columns of this and the last layer
     double* column_sums;  // (B)
+    bool* halted;         // (2) see Pass::halts
     // And of its members.
     Step<T>* steps;     // (members)
     T* tile_x;          // (members, B, tile)
@@ -72,6 +73,7 @@ struct ConditionalHidden : ConditionalState<T> {
         arena.take(h.sums, 2 * chunk_count * static_cast<double>(h.slot_size));
         arena.take(h.measured, 2 * chunk_count * static_cast<double>(h.measure_size));
         arena.take(h.column_sums, rows);
+        arena.take(h.halted, 2);
         const double members = team_members;
         const double tile = rows * static_cast<double>(h.tile_width);
         arena.take(h.tile_x, members * tile);
@@ -132,6 +134,7 @@ struct Pass {
     double* const wide = h.tile_wide + team.rank * 2 * batch * stride;
     double* const wide_noise = wide + batch * stride;
     double* const combined = h.combined + team.rank * (h.slot_size + h.measure_size);
+    int turn = 0;
 
     bool forward() const { return side == kFeatures; }
     Side other() const { return opposite(side); }
@@ -167,14 +170,12 @@ struct Pass {
             std::fill_n(sums(0, chunk), product_count(layer_at(0)), 0.0);
             for_tiles_of(chunk, [&](const Tile& tile) { reduce(0, tile); });
         });
-        team.sync();
+        if (sync_and_halt()) return;
         for (std::int64_t index = 0; index < depth; ++index) {
             if (index > 0 && keep && team.rank == 0) append(index - 1);
             solve(index);
             if (team.rank == 0) record(index);
             team.for_tiles(h.chunks, 1, [&](std::int64_t chunk, std::int64_t) {
-                if (team.polls) monitor.poll();
-                if (monitor.stopped()) return;
                 if (keep) std::fill_n(measured(index, chunk), h.measure_size, 0.0);
                 if (index + 1 < depth) {
                     std::fill_n(sums(index + 1, chunk), product_count(layer_at(index + 1)), 0.0);
@@ -184,11 +185,20 @@ struct Pass {
                     if (index + 1 < depth) reduce(index + 1, tile);
                 });
             });
-            team.sync();
+            if (sync_and_halt()) return;
         }
         if (keep && team.rank == 0) append(depth - 1);
         finish_coupling();
         team.sync();
+    }
+
+    // Waits for all; whether they all give up now, since someone wants to stop. One member says so
+    // for all: a member that gave up alone would leave the others waiting.
+    bool sync_and_halt() {
+        bool& halt = h.halted[turn++ % 2];  // by turns: the last answer may still be being read
+        if (team.rank == 0) halt = monitor.stopped();
+        team.sync();
+        return halt;
     }
 
     struct Tile {
@@ -203,6 +213,8 @@ struct Pass {
     void for_tiles_of(std::int64_t chunk, F f) const {
         const std::int64_t end = std::min((chunk + 1) * h.tiles_per_chunk, h.tiles);
         for (std::int64_t tile = chunk * h.tiles_per_chunk; tile < end; ++tile) {
+            if (team.polls) monitor.poll();
+            if (monitor.stopped()) return;
             const std::int64_t first = tile * stride;
             const bool last = tile + 1 == end;
             const std::int64_t tiles_ahead = last ? 1 + (team.size - 1) * h.tiles_per_chunk : 1;
@@ -293,12 +305,16 @@ struct Pass {
         const std::int64_t layer = layer_at(index);
         gather(sums(index, 0), h.slot_size, product_count(layer));
         bool settled = algebra.take_apart(layer, products(combined, layer));
-        for (int round = 0; !settled && round < kMostRounds; ++round) settled = refine(index);
+        for (int round = 0; !settled && round < kMostRounds; ++round) {
+            if (team.polls) monitor.poll();
+            settled = refine(index);
+        }
         if (!settled) bad.report(index + 1);  // never seen; but no answer rather than a wrong one
+        if (team.polls) monitor.poll();
         algebra.answer();
     }
 
-    // A round for a nearly dependent block; returns whether every column is settled.
+    // A round for a nearly dependent block; returns whether every column is settled, or no matter.
     bool refine(std::int64_t index) {
         const std::int64_t layer = layer_at(index);
         algebra.separate();
@@ -307,7 +323,7 @@ struct Pass {
             const Products to = products(sums(index + 1, chunk), layer);
             for_tiles_of(chunk, [&](const Tile& tile) { subtract(layer, tile, to); });
         });
-        team.sync();
+        if (sync_and_halt()) return true;
         gather(sums(index + 1, 0), h.slot_size, product_count(layer));
         team.sync();
         return algebra.take_rest_apart(products(combined, layer));

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/blas.hpp"
+
 namespace nfd_fast {
 namespace {
 
@@ -18,6 +20,41 @@ namespace {
 constexpr double kKnown = 1e-12;
 constexpr double kNew = 1e-8;
 constexpr double kClearlyNew = 1e-3;
+
+// From how many multiplications on BLAS, with its blocks, beats a plain loop without its calls.
+constexpr std::int64_t kBlasFrom = std::int64_t{1} << 18;
+
+using blas::Transpose;
+
+// C = factor op(A) B (+ C if `add`), with op(A) rows x inner.
+void multiply(Transpose transpose, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+              double factor, Small a, Small b, bool add, Small c) {
+    if (rows * columns * inner >= kBlasFrom) {
+        blas::multiply(transpose, Transpose::no, rows, columns, inner, factor, a.data, a.stride,
+                       b.data, b.stride, add ? 1.0 : 0.0, c.data, c.stride);
+    } else if (transpose == Transpose::yes) {
+        multiply_small_transposed(rows, columns, inner, factor, a, b, add, c);
+    } else {
+        multiply_small(rows, columns, inner, factor, a, b, add, c);
+    }
+}
+
+// B <- op(R)^-1 B for an upper triangular R.
+void solve(Transpose transpose, std::int64_t size, std::int64_t columns, Small r, Small b) {
+    if (size * size * columns >= kBlasFrom) {
+        blas::solve_upper(transpose, size, columns, r.data, r.stride, b.data, b.stride);
+    } else if (transpose == Transpose::yes) {
+        solve_transposed(size, columns, r, b);
+    } else {
+        solve_upper(size, columns, r, b);
+    }
+}
+
+// The coefficients c of a block along a basis with Gram R^T R: c <- (R^T R)^-1 c.
+void solve_gram(std::int64_t size, std::int64_t columns, Small r, Small c) {
+    solve(Transpose::yes, size, columns, r, c);
+    solve(Transpose::no, size, columns, r, c);
+}
 
 }  // namespace
 
@@ -65,10 +102,10 @@ bool LayerAlgebra<T>::project(Products of_z) {
     const Small r = of_layer(state_.factor[side_]);
     const Small c{step_.c, batch_}, e{step_.e, batch_};
     std::copy_n(of_z.b, p * batch_, step_.c);
-    solve_transposed(p, batch_, r, c);  // R^-T U.Z
+    solve(Transpose::yes, p, batch_, r, c);  // R^-T U.Z
     std::copy_n(of_z.zz, batch_ * batch_, step_.e);
-    multiply_small_transposed(batch_, batch_, p, -1.0, c, c, true, e);
-    solve_upper(p, batch_, r, c);
+    multiply(Transpose::yes, batch_, batch_, p, -1.0, c, c, true, e);
+    solve(Transpose::no, p, batch_, r, c);
 
     const Small t{step_.t, batch_};
     const std::int64_t most =
@@ -159,9 +196,9 @@ void LayerAlgebra<T>::separate() {
             unit(step_.pivot[i], j) = static_cast<double>(rounded);
         }
     }
-    multiply_small(p, batch_, batch_, 1.0, f, m, true, Small{step_.a, batch_});
+    multiply(Transpose::no, p, batch_, batch_, 1.0, f, m, true, Small{step_.a, batch_});
     const Small next{step_.e, batch_};  // which has served
-    multiply_small(batch_, batch_, batch_, 1.0, unit, m, false, next);
+    multiply(Transpose::no, batch_, batch_, batch_, 1.0, unit, m, false, next);
     std::copy_n(step_.e, batch_ * batch_, step_.m);
 }
 
@@ -205,56 +242,48 @@ void LayerAlgebra<T>::new_images() {
     if (!reused() || q == 0) return;
     // Other images.u = (s - cross c) T^-1, exactly and for the rounded u.
     const Small cross = of_layer(state_.cross[side_]);
-    const Small inverse{step_.e, batch_};  // of directions()
-    const Small seen{step_.seen, rank};
-    for (std::int64_t i = 0; i < q; ++i) {
-        double* row = step_.k + i * batch_;  // scratch: (rank) residual products of one row
-        double* rounded = step_.gram_solved + i * batch_;
-        for (std::int64_t j = 0; j < rank; ++j) {
-            row[j] = rounded[j] = step_.s[i * batch_ + step_.pivot[j]];
-            for (std::int64_t m = 0; m < p; ++m) {
-                row[j] -= cross(i, m) * step_.c[m * batch_ + step_.pivot[j]];
-                rounded[j] += cross(i, m) * static_cast<double>(step_.from_basis[m * rank + j]);
+    const Small rest{step_.k, rank};
+    const Small along{step_.work, rank}, scaled{step_.work + p * rank, rank};
+    const auto products = [&](double sign, Small inverse, double* to) {
+        for (std::int64_t i = 0; i < q; ++i) {
+            for (std::int64_t j = 0; j < rank; ++j) {
+                rest(i, j) = step_.s[i * batch_ + step_.pivot[j]];
             }
         }
+        multiply(Transpose::no, q, rank, p, sign, cross, along, true, rest);
+        multiply(Transpose::no, q, rank, rank, 1.0, rest, inverse, false, Small{to, rank});
+    };
+    for (std::int64_t m = 0; m < p; ++m) {
         for (std::int64_t j = 0; j < rank; ++j) {
-            double exact = 0, stored = 0;
-            for (std::int64_t m = 0; m < rank; ++m) {
-                exact += row[m] * inverse(m, j);
-                stored += rounded[m] * static_cast<double>(step_.inverse[m * rank + j]);
-            }
-            step_.other_cross[i * rank + j] = exact;  // until it is turned into t below
-            step_.new_cross[i * rank + j] = stored;
+            along(m, j) = step_.c[m * batch_ + step_.pivot[j]];
         }
     }
+    const Small inverse{step_.e, batch_};        // of directions()
+    products(-1.0, inverse, step_.other_cross);  // until it is turned into t below
+    std::copy_n(step_.from_basis, p * rank, along.data);
+    std::copy_n(step_.inverse, rank * rank, scaled.data);
+    products(1.0, scaled, step_.new_cross);
     // t = Q.(W u) = Gamma^T (other images.u), for W^T Q = S Gamma.
-    multiply_small_transposed(q, rank, q, 1.0, of_layer(state_.gamma[other()]),
-                              Small{step_.other_cross, rank}, false, seen);
+    const Small seen{step_.seen, rank};
+    multiply(Transpose::yes, q, rank, q, 1.0, of_layer(state_.gamma[other()]),
+             Small{step_.other_cross, rank}, false, seen);
     // k = (Q.Q)^-1 (t - Q.xi)
     const Small r = of_layer(state_.factor[other()]);
-    const Small shift{step_.k, rank};
+    const Small shift = rest;
     for (std::int64_t i = 0; i < q; ++i) {
         for (std::int64_t j = 0; j < rank; ++j) {
             shift(i, j) = seen(i, j) - step_.z[i * batch_ + step_.pivot[j]];
         }
     }
-    solve_transposed(q, rank, r, shift);
-    solve_upper(q, rank, r, shift);
+    solve_gram(q, rank, r, shift);
     for (std::int64_t i = 0; i < q * rank; ++i) {
         step_.image_shift[i] = static_cast<T>(step_.k[i]);
     }
     // Q.v = Q.xi + (Q.Q) k for the image as it is stored.
-    const Small rounded{step_.gram_solved, rank};
-    for (std::int64_t i = 0; i < q; ++i) {
-        for (std::int64_t j = 0; j < rank; ++j) {
-            double sum = 0;
-            for (std::int64_t m = i; m < q; ++m) {
-                sum += r(i, m) * static_cast<double>(step_.image_shift[m * rank + j]);
-            }
-            rounded(i, j) = sum;
-        }
-    }
-    multiply_small_transposed(q, rank, q, 1.0, r, rounded, false, Small{step_.other_cross, rank});
+    const Small rounded{step_.work, rank}, half{step_.gram_solved, rank};
+    std::copy_n(step_.image_shift, q * rank, rounded.data);
+    multiply(Transpose::no, q, rank, q, 1.0, r, rounded, false, half);
+    multiply(Transpose::yes, q, rank, q, 1.0, r, half, false, Small{step_.other_cross, rank});
     for (std::int64_t i = 0; i < q; ++i) {
         for (std::int64_t j = 0; j < rank; ++j) {
             step_.other_cross[i * rank + j] += step_.z[i * batch_ + step_.pivot[j]];
@@ -262,8 +291,7 @@ void LayerAlgebra<T>::new_images() {
     }
     if (!coupled()) return;
     std::copy_n(step_.seen, q * rank, step_.gram_solved);
-    solve_transposed(q, rank, r, Small{step_.gram_solved, rank});
-    solve_upper(q, rank, r, Small{step_.gram_solved, rank});
+    solve_gram(q, rank, r, Small{step_.gram_solved, rank});
 }
 
 // Coefficients of X from those of Z: c <- A + c M, T <- T M.
@@ -271,9 +299,9 @@ template <class T>
 void LayerAlgebra<T>::compose() {
     const std::int64_t p = step_.p, rank = step_.rank;
     const Small m{step_.m, batch_}, work{step_.work, batch_};
-    multiply_small(rank, batch_, batch_, 1.0, Small{step_.t, batch_}, m, false, work);
+    multiply(Transpose::no, rank, batch_, batch_, 1.0, Small{step_.t, batch_}, m, false, work);
     std::copy_n(step_.work, rank * batch_, step_.t);
-    multiply_small(p, batch_, batch_, 1.0, Small{step_.c, batch_}, m, false, work);
+    multiply(Transpose::no, p, batch_, batch_, 1.0, Small{step_.c, batch_}, m, false, work);
     for (std::int64_t i = 0; i < p * batch_; ++i) step_.c[i] = step_.a[i] + step_.work[i];
 }
 
@@ -287,12 +315,9 @@ void LayerAlgebra<T>::round_coefficients() {
     const Small work{step_.work, batch_}, t{step_.t, batch_};
     const Small c{step_.c, batch_}, b{step_.b, batch_};
     const Small gamma = of_layer(state_.gamma[side_]);
-    for (std::int64_t i = 0; i < p; ++i) {
-        for (std::int64_t j = 0; j < batch_; ++j) {
-            double sum = 0;
-            for (std::int64_t m = i; m < p; ++m) sum += gamma(i, m) * c(m, j);
-            step_.images[i * batch_ + j] = static_cast<T>(beta * sum);
-        }
+    multiply(Transpose::no, p, batch_, p, beta, gamma, c, false, work);
+    for (std::int64_t i = 0; i < p * batch_; ++i) {
+        step_.images[i] = static_cast<T>(step_.work[i]);
     }
     std::fill_n(step_.noise, batch_ * batch_, T(0));
     for (std::int64_t i = 0; i < rank; ++i) {
@@ -303,24 +328,24 @@ void LayerAlgebra<T>::round_coefficients() {
     step_.uses_other = q > 0 && (problem_.train_hidden || (reused() && rank > 0));
     if (q == 0) return;
     if (reused()) {
-        multiply_small(q, batch_, rank, beta, Small{step_.k, rank}, t, false, work);
+        multiply(Transpose::no, q, batch_, rank, beta, Small{step_.k, rank}, t, false, work);
     } else {
         std::fill_n(step_.work, q * batch_, 0.0);
     }
     const Small learned = of_layer(state_.learned);
     if (forward()) {
-        multiply_small(q, batch_, p, beta, learned, b, true, work);
+        multiply(Transpose::no, q, batch_, p, beta, learned, b, true, work);
     } else {
-        multiply_small_transposed(q, batch_, p, beta, learned, b, true, work);
+        multiply(Transpose::yes, q, batch_, p, beta, learned, b, true, work);
     }
     for (std::int64_t i = 0; i < q * batch_; ++i) {
         step_.other[i] = static_cast<T>(step_.work[i]);
     }
     if (!coupled()) return;
-    multiply_small(q, batch_, p, problem_.stack.branch_factor, of_layer(state_.along_other[side_]),
-                   c, false, work);
-    multiply_small(q, batch_, rank, problem_.stack.branch_factor, Small{step_.gram_solved, rank}, t,
-                   true, work);
+    multiply(Transpose::no, q, batch_, p, problem_.stack.branch_factor,
+             of_layer(state_.along_other[side_]), c, false, work);
+    multiply(Transpose::no, q, batch_, rank, problem_.stack.branch_factor,
+             Small{step_.gram_solved, rank}, t, true, work);
     for (std::int64_t i = 0; i < q * batch_; ++i) {
         step_.coupling[i] = static_cast<T>(step_.work[i]);
     }
@@ -329,17 +354,12 @@ void LayerAlgebra<T>::round_coefficients() {
 // Mean over neurons and batch of the square of Q times the coupling's coefficients.
 template <class T>
 double LayerAlgebra<T>::coupling() const {
-    const Small r = of_layer(state_.factor[other()]);
+    const std::int64_t q = step_.q;
+    std::copy_n(step_.coupling, q * batch_, step_.work);  // both have served
+    multiply(Transpose::no, q, batch_, q, 1.0, of_layer(state_.factor[other()]),
+             Small{step_.work, batch_}, false, Small{step_.k, batch_});
     double sum = 0;
-    for (std::int64_t b = 0; b < batch_ && step_.q > 0; ++b) {
-        for (std::int64_t i = 0; i < step_.q; ++i) {
-            double entry = 0;
-            for (std::int64_t m = i; m < step_.q; ++m) {
-                entry += r(i, m) * static_cast<double>(step_.coupling[m * batch_ + b]);
-            }
-            sum += entry * entry;
-        }
-    }
+    for (std::int64_t i = 0; i < q * batch_; ++i) sum += step_.k[i] * step_.k[i];
     return sum / static_cast<double>(batch_);
 }
 
@@ -351,8 +371,8 @@ void LayerAlgebra<T>::append(double* measured) {
     const Small r = of_layer(state_.factor[side_]);
     const Small gamma = of_layer(state_.gamma[side_]);
     // R of the enlarged basis: R12 = R^-T U.u, R22^T R22 = u.u - R12^T R12.
-    solve_transposed(p, rank, r, lean);
-    multiply_small_transposed(rank, rank, p, -1.0, lean, lean, true, own);
+    solve(Transpose::yes, p, rank, r, lean);
+    multiply(Transpose::yes, rank, rank, p, -1.0, lean, lean, true, own);
     cholesky(rank, own, own);
     for (std::int64_t j = 0; j < rank; ++j) {
         for (std::int64_t i = 0; i < p; ++i) r(i, p + j) = lean(i, j);
@@ -363,9 +383,9 @@ void LayerAlgebra<T>::append(double* measured) {
         }
     }
     // u = U g + (new directions) R22 with g = R^-1 R12.
-    solve_upper(p, rank, r, lean);
+    solve(Transpose::no, p, rank, r, lean);
     const Small gamma_new{gamma.data + p, gamma.stride};
-    multiply_small(p, rank, p, 1.0, gamma, lean, false, gamma_new);
+    multiply(Transpose::no, p, rank, p, 1.0, gamma, lean, false, gamma_new);
     if (coupled()) {
         const Small along = of_layer(state_.along_other[side_]);
         const Small along_new{along.data + p, along.stride};
@@ -373,8 +393,9 @@ void LayerAlgebra<T>::append(double* measured) {
         for (std::int64_t i = 0; i < rows; ++i) {
             for (std::int64_t j = 0; j < rank; ++j) along_new(i, j) = 0;
         }
-        multiply_small(q, rank, p, 1.0, along, lean, false, along_new);
-        multiply_small(q, rank, rank, 1.0, Small{step_.gram_solved, rank}, own, true, along_new);
+        multiply(Transpose::no, q, rank, p, 1.0, along, lean, false, along_new);
+        multiply(Transpose::no, q, rank, rank, 1.0, Small{step_.gram_solved, rank}, own, true,
+                 along_new);
     }
     if (reused()) {
         const Small cross = of_layer(state_.cross[side_]);
@@ -394,9 +415,9 @@ void LayerAlgebra<T>::append(double* measured) {
     for (std::int64_t i = 0; i < rank; ++i) {
         for (std::int64_t j = 0; j < batch_; ++j) fresh(i, j) = step_.t[i * batch_ + j];
     }
-    solve_upper(rank, batch_, own, fresh);
+    solve(Transpose::no, rank, batch_, own, fresh);
     std::copy_n(step_.c, p * batch_, alpha.data);
-    multiply_small(p, batch_, rank, -1.0, lean, fresh, true, alpha);
+    multiply(Transpose::no, p, batch_, rank, -1.0, lean, fresh, true, alpha);
 }
 
 // D -= step sum_b w_b gamma_b alpha_b^T, for the coefficients of the batch's adjoints and features.
@@ -409,12 +430,14 @@ void LayerAlgebra<T>::learn(Gradient gradient) {
     const std::int64_t columns = state_.ranks[kFeatures][layer_ - 1];
     for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t b = 0; b < batch_; ++b) {
-            const double weight = gradient.step * gradient.sample_weights[b] * of_adjoints(i, b);
-            for (std::int64_t j = 0; j < columns; ++j) {
-                learned(i, j) -= weight * of_features(j, b);
-            }
+            of_adjoints(i, b) *= gradient.step * gradient.sample_weights[b];
         }
     }
+    const Small transposed{step_.k, columns};  // which has served
+    for (std::int64_t j = 0; j < columns; ++j) {
+        for (std::int64_t b = 0; b < batch_; ++b) transposed(b, j) = of_features(j, b);
+    }
+    multiply(Transpose::no, rows, columns, batch_, -1.0, of_adjoints, transposed, true, learned);
 }
 
 template struct Step<float>;

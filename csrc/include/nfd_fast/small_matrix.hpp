@@ -77,12 +77,12 @@ NFD_FAST_HD inline void solve_upper(std::int64_t size, std::int64_t columns, Sma
 // Upper triangular R with R^T R = E, for a positive definite E; R may be E itself.
 NFD_FAST_HD inline void cholesky(std::int64_t size, Small e, Small r) {
     for (std::int64_t i = 0; i < size; ++i) {
-        for (std::int64_t j = i; j < size; ++j) {
-            double sum = e(i, j);
-            for (std::int64_t k = 0; k < i; ++k) sum -= r(k, i) * r(k, j);
-            r(i, j) = i == j ? ::sqrt(sum) : sum / r(i, i);
+        for (std::int64_t j = 0; j < size; ++j) r(i, j) = j < i ? 0 : e(i, j);
+        for (std::int64_t k = 0; k < i; ++k) {
+            for (std::int64_t j = i; j < size; ++j) r(i, j) -= r(k, i) * r(k, j);
         }
-        for (std::int64_t j = 0; j < i; ++j) r(i, j) = 0;
+        const double diagonal = ::sqrt(r(i, i));
+        for (std::int64_t j = i; j < size; ++j) r(i, j) = i == j ? diagonal : r(i, j) / diagonal;
     }
 }
 
@@ -96,11 +96,12 @@ NFD_FAST_HD inline void set_identity(std::int64_t size, Small a) {
 // symmetric E, of which `diagonal` squared is left.
 NFD_FAST_HD inline void append_row(std::int64_t rank, std::int64_t j, std::int64_t columns,
                                    double diagonal, Small e, Small t) {
-    for (std::int64_t i = 0; i < columns; ++i) {
-        double sum = i < j ? 0.0 : e(j, i);
-        for (std::int64_t k = 0; k < rank && i > j; ++k) sum -= t(k, j) * t(k, i);
-        t(rank, i) = i < j ? 0.0 : i == j ? diagonal : sum / diagonal;
+    for (std::int64_t i = 0; i < columns; ++i) t(rank, i) = i < j ? 0 : e(j, i);
+    for (std::int64_t k = 0; k < rank; ++k) {
+        for (std::int64_t i = j + 1; i < columns; ++i) t(rank, i) -= t(k, j) * t(k, i);
     }
+    t(rank, j) = diagonal;
+    for (std::int64_t i = j + 1; i < columns; ++i) t(rank, i) /= diagonal;
 }
 
 }  // namespace NFD_FAST_TARGET
