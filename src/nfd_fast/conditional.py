@@ -14,29 +14,40 @@ if TYPE_CHECKING:
     from nfd_fast.problem import Problem
     from nfd_fast.results import Array
 
-TOLERANCE: dict[DTypeName, float] = {"float32": 1e-6, "float64": 1e-10}
+TOLERANCE: dict[DTypeName, float] = {"float32": 3e-8, "float64": 1e-10}
 """A column whose residual norm is at most this share of its own counts as no new direction.
 
-The same sample seen twice by unchanged weights comes back by another route, as a sum of stored
-images instead of fresh noise. The two differ by rounding alone: independent errors of relative size
-eps·β on each of L layers, a few eps altogether, 3e-7 in float32 (seen: 2e-7 … 6e-7 at L = 1000).
-That should count as the same direction, and does at 8 eps = 1e-6. (Where it doesn't, nothing is
-lost but a column: an answer to a column as it is stored is exact in law, whatever made it new.)
-No more than that may be dropped, since what is dropped is not felt by the reused weights: in
-float32, training steps of 1e-5 are, of 1e-6 for the most part. In float64 there is room for deeper
-and worse conditioned paths, and 1e-10 is what a residual must keep for its direction, known to
-eps/1e-10 = 2e-6, to mean something. The residual is measured, not taken from a difference of
-squares, which would be blind below 1e-7. Laws do not depend on it over two decades (tests).
+What is dropped is not felt by the weights: a training step that moves the features by less than
+this share would seem to do nothing. So no more may be dropped than means nothing. In float32 that
+is eps/4: the entries of a column are rounded by up to eps/2 of their own, with a root mean square
+of about eps/4, so a shorter residual is rounding. In float64 there is room for deep and badly
+conditioned paths, and 1e-10 is what a residual must keep for its direction, known to eps/1e-10 =
+2e-6, to mean something. The residual is measured, not taken from a difference of squares, which
+would be blind below 1e-7. Laws do not depend on it over two decades (tests).
+
+The same sample seen twice comes back by another route, as a sum of stored images instead of fresh
+noise, and off by some eps. In float32 that is a new column, which costs its place and nothing else:
+an answer to a column as it is stored is exact in law, whatever made it new.
+"""
+
+FROZEN_TOLERANCE: dict[DTypeName, float] = {"float32": 1e-6, "float64": 1e-10}
+"""The same where features cannot move: the input and hidden weights don't train.
+
+There are no small steps to feel then, and epochs over few samples would pile up columns of rounding
+alone. A sample comes back with independent errors of relative size eps·β on each of L layers, a few
+eps altogether (seen: 2e-7 … 6e-7 at L = 1000): 8 eps.
 """
 
 
 def compiled(problem: Problem) -> task.Task:
     """Return the problem as the compiled engine takes it."""
+    sgd = problem.sgd
+    frozen = sgd.learning_rate == 0 or not {"input", "hidden"} & set(sgd.train)
     return task.compiled(
         problem,
         keep_adjoints="adjoints" in problem.record,
         keep_coupling=any(name in observables.COUPLINGS for name in problem.record),
-        tolerance=TOLERANCE[problem.dtype],
+        tolerance=(FROZEN_TOLERANCE if frozen else TOLERANCE)[problem.dtype],
     )
 
 

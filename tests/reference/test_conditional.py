@@ -368,6 +368,7 @@ def own_outputs(net: nfd.ResNet, batches: Any, seed: int, dtype: str) -> Array:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zero_residuals(dtype: str) -> None:
     """Labels that a network meets exactly: nothing moves and nothing is coupled."""
+    limit = (8 * np.finfo(dtype).eps) ** 2  # of squares of a few roundings
     net = nfd.ResNet(50, 4, inputs=3)
     batches = ((0, 1), (1, 0), (0, 1))
     for seed in range(10):
@@ -377,11 +378,13 @@ def test_zero_residuals(dtype: str) -> None:
             record=("ranks", "feature_movement", *observables.COUPLINGS),
         )  # fmt: skip
         assert run.losses[0] == 0
-        assert run.losses.max() <= conditional.TOLERANCE[dtype] ** 2
-        # Later residuals are rounding errors, and what they move is no new direction.
-        assert (run.observables["ranks"].features == 2).all()
+        assert run.losses.max() <= limit
+        # Later residuals are rounding errors. In float64 what they move is no new direction; in
+        # float32 the tolerance is as small as they are.
+        if dtype == "float64":
+            assert (run.observables["ranks"].features == 2).all()
         for name in observables.COUPLINGS[:2]:
-            assert np.asarray(run.observables[name]).max() <= conditional.TOLERANCE[dtype] ** 2
+            assert np.asarray(run.observables[name]).max() <= limit
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -518,7 +521,7 @@ def test_blocks_of_nearly_dependent_columns(kind: str, backward: str, dtype: str
     features = np.asarray(run.observables["features"])
     eps = float(np.finfo(dtype).eps)
     ranks = np.asarray(run.observables["ranks"].features)[:, 0]
-    dropped = 0.0 if ranks[0] == batch else conditional.TOLERANCE[dtype]
+    dropped = 0.0 if ranks[0] == batch else conditional.FROZEN_TOLERANCE[dtype]
     difference = np.abs(features[1] - features[0]).max()
     assert difference <= (20 * eps + 3 * dropped) * np.abs(features[0]).max()
     assert ranks[0] <= ranks[1] <= ranks[0] + (1 if dropped else 0)
