@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +95,16 @@ def option(name: str, value: object, options: Sequence[str]) -> str:
         return value
     listed = ", ".join(repr(o) for o in options)
     raise ValueError(f"{name} must be one of {listed}, got {describe(value)}")
+
+
+def file_path(name: str, value: object) -> Path:
+    """Return the path of a file, or raise ValueError if it can't be one."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise ValueError(f"{name} must be the path of a file, got {describe(value)}")
+    text = os.fsdecode(value)
+    if not text or text.endswith(os.sep):
+        raise ValueError(f"{name} must be the path of a file, got {text!r}")
+    return Path(text)
 
 
 def subset(name: str, values: object, options: Sequence[str]) -> tuple[str, ...]:
