@@ -16,10 +16,10 @@ CASES = {
     "wide": "nfd.train(nfd.ResNet(6000, 6, 3), sgd, x, y, batches=[list(range(512))] * 50)",
     "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
     "batches=[list(range(256))] * 1000, seed=range(64))",
-    # A block of a thousand columns, whose small algebra is not small.
-    "conditional": "nfd.train(nfd.ResNet(3000, 30, 40), nfd.SGD(1e-3), "
-    "np.random.default_rng(0).normal(size=(1000, 40)), np.zeros(1000), "
-    "batches=[list(range(1000))] * 3, engine='conditional')",
+    # Blocks of so many columns that their small algebra is not small.
+    "conditional": "nfd.train(nfd.ResNet(20_000, 30, 40), nfd.SGD(1e-3), "
+    "np.random.default_rng(0).normal(size=(600, 40)), np.zeros(600), "
+    "batches=[list(range(600))] * 3, engine='conditional')",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
     "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",
 }
