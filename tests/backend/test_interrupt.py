@@ -17,7 +17,7 @@ CASES = {
     "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
     "batches=[list(range(256))] * 1000, seed=range(64))",
     # Blocks of so many columns that their small algebra is not small.
-    "conditional": "nfd.train(nfd.ResNet(20_000, 30, 40), nfd.SGD(1e-3), "
+    "conditional": "nfd.train(nfd.ResNet(10_000, 8, 40), nfd.SGD(1e-3), "
     "np.random.default_rng(0).normal(size=(600, 40)), np.zeros(600), "
     "batches=[list(range(600))] * 3, engine='conditional')",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
