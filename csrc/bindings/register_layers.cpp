@@ -1,10 +1,11 @@
-// The passes and the update of hidden layers on given arrays.
+// The passes and the update of hidden layers on given arrays, and a step without their matrices.
 
 #include <vector>
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
 #include "cpu/blas.hpp"
+#include "cpu/euler_maruyama.hpp"
 #include "cpu/layers.hpp"
 #include "nfd_fast/activations.hpp"
 
@@ -88,6 +89,41 @@ void update(Array<T>& hidden, const Array<T>& features, const Array<T>& adjoints
 }
 
 template <class T>
+void step(const Array<T>& state, const Array<T>& images, const Array<double>& image_coefficients,
+          const Array<T>& directions, const Array<double>& direction_coefficients,
+          std::uint64_t seed, Stream stream, std::int64_t layer,
+          const Array<std::uint32_t>& columns, const Array<double>& noise_coefficients,
+          Array<T>& out, int threads) {
+    if (state.ndim() != 2 || images.ndim() != 2 || directions.ndim() != 2) {
+        throw py::value_error("state, images and directions must have two axes");
+    }
+    const std::int64_t batch = state.shape(0), width = state.shape(1);
+    require_shape("images", images, {images.shape(0), width});
+    require_shape("image_coefficients", image_coefficients, {images.shape(0), batch});
+    require_shape("directions", directions, {directions.shape(0), width});
+    require_shape("direction_coefficients", direction_coefficients, {directions.shape(0), batch});
+    require_shape("columns", columns, {columns.size()});
+    require_shape("noise_coefficients", noise_coefficients, {columns.size(), batch});
+    require_shape("out", out, {batch, width});
+    const EulerMaruyamaStep<T> step{width,
+                                    batch,
+                                    state.data(),
+                                    images.shape(0),
+                                    images.data(),
+                                    image_coefficients.data(),
+                                    directions.shape(0),
+                                    directions.data(),
+                                    direction_coefficients.data(),
+                                    noise_address(seed, stream, layer),
+                                    columns.size(),
+                                    columns.data(),
+                                    noise_coefficients.data()};
+    PythonMonitor monitor(1, py::none());
+    T* data = out.mutable_data();
+    run_monitored(monitor, [&] { euler_maruyama_step(step, data, threads, monitor); });
+}
+
+template <class T>
 void register_typed(py::module_& module) {
     module.def("residual_forward", &forward<T>, py::arg("hidden").noconvert(),
                py::arg("features").noconvert(), py::arg("branch_factor"), py::arg("skip"),
@@ -99,6 +135,12 @@ void register_typed(py::module_& module) {
     module.def("sgd_update", &update<T>, py::arg("hidden").noconvert(),
                py::arg("features").noconvert(), py::arg("adjoints").noconvert(),
                py::arg("sample_weights").noconvert(), py::arg("step"), py::arg("activation"),
+               py::arg("threads"));
+    module.def("euler_maruyama_step", &step<T>, py::arg("state").noconvert(),
+               py::arg("images").noconvert(), py::arg("image_coefficients").noconvert(),
+               py::arg("directions").noconvert(), py::arg("direction_coefficients").noconvert(),
+               py::arg("seed"), py::arg("stream"), py::arg("layer"), py::arg("columns").noconvert(),
+               py::arg("noise_coefficients").noconvert(), py::arg("out").noconvert(),
                py::arg("threads"));
 }
 

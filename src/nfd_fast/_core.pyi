@@ -110,6 +110,20 @@ def sgd_update(
     activation: int,
     threads: int,
 ) -> None: ...
+def euler_maruyama_step(
+    state: NDArray[_Real],
+    images: NDArray[_Real],
+    image_coefficients: NDArray[np.float64],
+    directions: NDArray[_Real],
+    direction_coefficients: NDArray[np.float64],
+    seed: int,
+    stream: Stream,
+    layer: int,
+    columns: NDArray[np.uint32],
+    noise_coefficients: NDArray[np.float64],
+    out: NDArray[_Real],
+    threads: int,
+) -> None: ...
 
 class _TrainingTask:
     def __init__(

@@ -174,15 +174,20 @@ def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> ND
 
 
 def float_array(
-    name: str, value: object, shape: Shape, dtype: np.dtype[Any] | None = None
+    name: str,
+    value: object,
+    shape: Shape,
+    dtype: np.dtype[Any] | None = None,
+    *,
+    like: str = "hidden",
 ) -> NDArray[Any]:
     """Return a C-contiguous float32 or float64 array of a shape; infinities and NaN may pass.
 
-    ``dtype`` is the one of ``hidden``, where both have to agree.
+    ``dtype`` is the one of the argument ``like``, where both have to agree.
     """
     array = as_array(name, value)
     if dtype is not None and array.dtype != dtype:
-        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
+        raise ValueError(f"{name} must have the dtype of {like}, {dtype}, got {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)
@@ -195,6 +200,23 @@ def square_matrices(name: str, value: object) -> NDArray[Any]:
     if array.shape[1] != array.shape[2] or 0 in array.shape:
         raise ValueError(f"{name} must have shape (depth, width, width), got {array.shape}")
     return array
+
+
+def terms(
+    names: tuple[str, str], values: object, coefficients: object, state: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return columns (count, n) and coefficients (count, B) of a sum, none if both are None.
+
+    ``names`` are those of the two arguments, ``state`` is the (B, n) array that is added to.
+    """
+    batch, width = state.shape
+    if values is None and coefficients is None:
+        return np.empty((0, width), state.dtype), np.empty((0, batch))
+    if values is None or coefficients is None:
+        given, missing = names if coefficients is None else names[::-1]
+        raise ValueError(f"{missing} must be given with {given}, got None")
+    array = float_array(names[0], values, ("count", width), state.dtype, like="state")
+    return array, finite_array(names[1], coefficients, (len(array), batch), np.float64)
 
 
 def words(name: str, value: object, shape: Shape) -> NDArray[np.uint32]:

@@ -21,6 +21,7 @@ __all__ = [
     "activation",
     "activation_derivative",
     "box_muller",
+    "euler_maruyama_step",
     "normal",
     "philox",
     "residual_backward",
@@ -387,6 +388,108 @@ def sgd_update(
     return hidden
 
 
+def euler_maruyama_step(
+    state: ArrayLike,
+    noise_coefficients: ArrayLike,
+    *,
+    seed: int,
+    layer: int,
+    columns: Iterable[int],
+    stream: str = "forward_noise",
+    images: ArrayLike | None = None,
+    image_coefficients: ArrayLike | None = None,
+    directions: ArrayLike | None = None,
+    direction_coefficients: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the next layer of a network without its matrices, H + β[Y c₁ + Q_G c₂ + Ξ c₃].
+
+    Sample by sample::
+
+        new[b] = state[b] + Σ_i images[i] image_coefficients[i, b]
+                          + Σ_j directions[j] direction_coefficients[j, b]
+                          + Σ_c Ξ_c noise_coefficients[c, b]
+
+    where Ξ_c are the numbers ``normal(seed, stream, n, layer=layer, columns=columns)[c]``, drawn
+    as they are needed and never stored.
+
+    Parameters
+    ----------
+    state : (B, n) array of float32 or float64
+        H_{l-1}; its dtype is the dtype of the computation.
+    noise_coefficients : (m, B) array
+        β c₃. Like all coefficients finite, and float64 until it meets a neuron's number in the
+        dtype of ``state``.
+    seed, stream, layer
+        As in :func:`words`.
+    columns : iterable of int
+        The m column indices of the noise, each in 0 … 2³²−1: kB + b for sample b of pass k.
+    images, image_coefficients : (p, n) and (p, B) arrays, optional
+        Y, the answers of the layer's matrix so far, in the dtype of ``state``; and β c₁.
+    directions, direction_coefficients : (q, n) and (q, B) arrays, optional
+        Q_G, a basis of the adjoints asked so far, in the dtype of ``state``; and β c₂.
+    out : (B, n) array, optional
+        May be ``state`` itself.
+    threads : int, optional
+
+    Returns
+    -------
+    (B, n) array in the dtype of ``state``
+        Terms are added in the order above, one fused operation each.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit, one of a pair without the other, coefficients that
+        aren't finite, indices out of range, and ``out`` that overlaps an input other than all of
+        ``state``.
+
+    Notes
+    -----
+    DESIGN §2. In the first pass nothing was asked before: the B columns of Ŵ_l φ(H_{l-1}) are
+    Gaussian, independent between neurons, with the covariance K = φ(H_{l-1}) φ(H_{l-1})ᵀ/n between
+    samples. So c₃ = Cᵀ for the Cholesky factor K = C Cᵀ, and this is one Euler–Maruyama step of
+    dh = √T du of NFD (arXiv:2512.21075), n being the number of particles. Later passes ask
+    conditionally on the answers given: with Q_A of DESIGN §2, c₁ = Q_Aᵀφ(H), and c₃ belongs to what
+    φ(H) has beside Q_A.
+
+    Examples
+    --------
+    Eight layers of a tanh network of width 1000, sampled without a matrix:
+
+    >>> import numpy as np
+    >>> from nfd_fast import kernels
+    >>> h = kernels.normal(0, "input", 1000, columns=range(3), dtype="float64")
+    >>> for layer in range(1, 9):
+    ...     features = kernels.activation("tanh", h)
+    ...     factor = np.linalg.cholesky(features @ features.T / 1000)
+    ...     h = kernels.euler_maruyama_step(
+    ...         h, factor.T / np.sqrt(8), seed=0, layer=layer, columns=range(3)
+    ...     )
+    """
+    address = _address(seed, stream, layer)
+    before = arguments.float_array("state", state, ("batch", "width"))
+    batch, width = before.shape
+    arguments.integer("width", width, low=0, high=arguments.MAX_INDEX)
+    indices = arguments.columns(columns)
+    factors = arguments.finite_array(
+        "noise_coefficients", noise_coefficients, (len(indices), batch), np.float64
+    )
+    known = (
+        *arguments.terms(("images", "image_coefficients"), images, image_coefficients, before),
+        *arguments.terms(
+            ("directions", "direction_coefficients"), directions, direction_coefficients, before
+        ),
+    )
+    result = _output("out", out, before.shape, before.dtype, avoid=(*known, indices, factors))
+    _require_same_or_apart("state", before, result)
+    _core.euler_maruyama_step(
+        before, *known, *address, indices, factors, result, thread_count(threads)
+    )
+    return result
+
+
 def _activation_index(name: str) -> int:
     return _core.ACTIVATIONS.index(arguments.option("activation", name, _core.ACTIVATIONS))
 
@@ -398,12 +501,7 @@ def _apply(name: str, x: ArrayLike, out: NDArray[Any] | None, *, derivative: boo
         raise ValueError(f"x must be float32 or float64, got dtype {array.dtype}")
     array = np.require(array, requirements=["C", "A"])
     result = _output("out", out, array.shape, array.dtype)
-    if (
-        out is not None
-        and np.may_share_memory(result, array)
-        and (result.ctypes.data != array.ctypes.data)
-    ):
-        raise ValueError("out must be x itself or not overlap it")
+    _require_same_or_apart("x", array, result)
     _core.apply_activation(index, derivative, array.reshape(-1), result.reshape(-1))
     return result
 
@@ -421,6 +519,11 @@ def _columns(columns: Iterable[int], size: int) -> tuple[NDArray[np.uint32], tup
     count = arguments.integer("size", size, low=0, high=arguments.MAX_INDEX)
     array = arguments.columns(columns)
     return array, (len(array), count)
+
+
+def _require_same_or_apart(name: str, given: NDArray[Any], out: NDArray[Any]) -> None:
+    if np.may_share_memory(out, given) and out.ctypes.data != given.ctypes.data:
+        raise ValueError(f"out must be {name} itself or not overlap it")
 
 
 def _output(

@@ -17,6 +17,8 @@ CASES = {
     "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
     "batches=[list(range(256))] * 1000, seed=range(64))",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
+    "step": "nfd.kernels.euler_maruyama_step(np.ones((1, 4096)), np.ones((4_000_000, 1)), seed=0, "
+    "layer=1, columns=range(4_000_000))",
     "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",
 }
 

@@ -136,6 +136,67 @@ def test_refusals(call: object, message: str) -> None:
         call()
 
 
+STEP = {
+    "state": LAST,
+    "noise_coefficients": np.ones((2, 4)),
+    "seed": 0,
+    "layer": 1,
+    "columns": [0, 1],
+    "images": LAYERS[0, :2],
+    "image_coefficients": np.ones((2, 4)),
+    "directions": LAYERS[0, :1],
+    "direction_coefficients": np.ones((1, 4)),
+}
+
+
+@pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": LAST[0]}, "state must have shape (batch, width), got (3,)"),
+        ({"state": LAST.astype(int)}, "state must be float32 or float64, got dtype int64"),
+        ({"columns": [0]}, "noise_coefficients must have shape (1, 4), got (2, 4)"),
+        ({"columns": [0, 2**32]}, "columns must be integers in 0 ... 2**32 - 1, got 4294967296"),
+        (
+            {"noise_coefficients": [[np.inf] * 4] * 2},
+            "noise_coefficients must be finite in float64, got inf at index (0, 0)",
+        ),
+        ({"seed": -1}, "seed must be an integer in 0 ... 2**64 - 1, got -1"),
+        ({"layer": 0}, "layer must be a positive integer of at most 16777216, got 0"),
+        ({"stream": "noise"}, "stream must be one of 'input', 'readout'"),
+        ({"images": None}, "images must be given with image_coefficients, got None"),
+        (
+            {"direction_coefficients": None},
+            "direction_coefficients must be given with directions, got None",
+        ),
+        ({"images": LAYERS[0, :2, :2]}, "images must have shape (count, 3), got (2, 2)"),
+        (
+            {"directions": LAST[:1].astype(float)},
+            "directions must have the dtype of state, float32, got float64",
+        ),
+        (
+            {"image_coefficients": np.ones((2, 3))},
+            "image_coefficients must have shape (2, 4), got (2, 3)",
+        ),
+    ],
+)
+def test_euler_maruyama_step(module: ModuleType, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        module.euler_maruyama_step(**STEP | change)
+
+
+def test_out_of_a_step_is_the_state_or_apart() -> None:
+    room = np.ones((6, 3), np.float32)
+    for out, message in (
+        (room[1:5], "out must be state itself or not overlap it"),
+        (LAYERS[0], "out must not overlap an input"),
+        (np.ones((4, 3)), "out must be a NumPy array of shape (4, 3) and dtype float32"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels.euler_maruyama_step(**STEP | {"state": room[:4]}, out=out)
+    assert np.array_equal(room, np.ones((6, 3)))
+
+
 @pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None, 1j, [1.0]])
 def test_factors_are_finite_numbers(module: ModuleType, value: object) -> None:

@@ -9,6 +9,7 @@ with it.
 ``noise``            Philox4x32-10, noise words, normals, refinement in depth (DESIGN §4)
 ``activations``      φ and φ'
 ``losses``           mean squared error and cross entropy
+``euler_maruyama``   one layer of the conditional representation (DESIGN §2)
 ``network``          weights at initialisation, forward and backward pass, SGD (DESIGN §1)
 ``observables``      what a run can record (DESIGN §5)
 ``theory``           moments and kernels at infinite width (DESIGN §3.1)
@@ -17,6 +18,7 @@ with it.
 """
 
 from nfd_fast.reference.activations import ACTIVATIONS, activation, activation_derivative
+from nfd_fast.reference.euler_maruyama import euler_maruyama_step
 from nfd_fast.reference.losses import LOSSES, cross_entropy, mse
 from nfd_fast.reference.network import (
     backward_pass,
@@ -47,6 +49,7 @@ __all__ = [
     "backward_pass",
     "box_muller",
     "cross_entropy",
+    "euler_maruyama_step",
     "feature_kernels",
     "feature_movement",
     "forward_pass",
