@@ -1,10 +1,7 @@
 // The passes and the update of hidden layers on given arrays, and a step without their matrices.
 
-#include <vector>
-
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
-#include "cpu/blas.hpp"
 #include "cpu/euler_maruyama.hpp"
 #include "cpu/layers.hpp"
 #include "nfd_fast/activations.hpp"
@@ -29,22 +26,10 @@ void forward(const Array<T>& hidden, Array<T>& features, double branch_factor, b
              int activation, int threads) {
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
-    std::vector<T> activations(static_cast<std::size_t>(2 * stack.layer_size()));
-    FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     T* layers = features.mutable_data();
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            forward_layers(stack, matrices, layers, activations.data(), bad, monitor, team);
-        });
-    });
-}
-
-template <class T>
-std::vector<T> tile_scratch(const LayerStack& stack, int threads) {
-    return std::vector<T>(static_cast<std::size_t>(2 * threads * stack.batch * stack.tile()));
+    run_monitored(monitor, [&] { run_forward(stack, matrices, layers, threads, monitor); });
 }
 
 template <class T>
@@ -53,19 +38,12 @@ void backward(const Array<T>& hidden, const Array<T>& features, Array<T>& adjoin
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
-    std::vector<T> scratch = tile_scratch<T>(stack, threads);
-    FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     const T* layers = features.data();
-    const AdjointStore<T> store{adjoints.mutable_data(), true};
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            backward_layers(stack, matrices, layers, store, HiddenUpdate<T>{}, scratch.data(), bad,
-                            monitor, team);
-        });
-    });
+    T* adjoint_layers = adjoints.mutable_data();
+    run_monitored(monitor,
+                  [&] { run_backward(stack, matrices, layers, adjoint_layers, threads, monitor); });
 }
 
 template <class T>
@@ -75,17 +53,12 @@ void update(Array<T>& hidden, const Array<T>& features, const Array<T>& adjoints
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
     require_shape("sample_weights", sample_weights, {stack.batch});
-    std::vector<T> scratch = tile_scratch<T>(stack, threads);
     PythonMonitor monitor(1, py::none());
     const HiddenUpdate<T> change{hidden.mutable_data(), nullptr, sample_weights.data(), step};
     const T* layers = features.data();
     const T* adjoint_layers = adjoints.data();
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            update_layers(stack, layers, adjoint_layers, change, scratch.data(), monitor, team);
-        });
-    });
+    run_monitored(monitor,
+                  [&] { run_update(stack, layers, adjoint_layers, change, threads, monitor); });
 }
 
 template <class T>

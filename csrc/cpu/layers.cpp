@@ -1,6 +1,7 @@
 #include "cpu/layers.hpp"
 
 #include <cmath>
+#include <vector>
 
 #include "cpu/blas.hpp"
 #include "cpu/kernels.hpp"
@@ -43,6 +44,11 @@ void update_tile(const LayerStack& stack, const T* features, const T* adjoints,
                        adjoints, stack.width, weighted, count, T(1),
                        matrices + (layer - 1) * stack.matrix_size() + first, stack.width);
     }
+}
+
+template <class T>
+std::vector<T> tile_scratch(const LayerStack& stack, int threads) {
+    return std::vector<T>(static_cast<std::size_t>(2 * threads * stack.batch * stack.tile()));
 }
 
 }  // namespace
@@ -127,13 +133,51 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
     }
 }
 
+template <class T>
+void run_forward(const LayerStack& stack, const T* hidden, T* features, int threads,
+                 Monitor& monitor) {
+    std::vector<T> activations(static_cast<std::size_t>(2 * stack.layer_size()));
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        forward_layers(stack, hidden, features, activations.data(), bad, monitor, team);
+    });
+}
+
+template <class T>
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features, T* adjoints,
+                  int threads, Monitor& monitor) {
+    std::vector<T> scratch = tile_scratch<T>(stack, threads);
+    const AdjointStore<T> store{adjoints, true};
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        backward_layers(stack, backward_hidden, features, store, HiddenUpdate<T>{}, scratch.data(),
+                        bad, monitor, team);
+    });
+}
+
+template <class T>
+void run_update(const LayerStack& stack, const T* features, const T* adjoints,
+                const HiddenUpdate<T>& update, int threads, Monitor& monitor) {
+    std::vector<T> scratch = tile_scratch<T>(stack, threads);
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        update_layers(stack, features, adjoints, update, scratch.data(), monitor, team);
+    });
+}
+
 #define NFD_FAST_INSTANTIATE(T)                                                                   \
     template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadStep&, Monitor&, \
                                     Team);                                                        \
     template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,      \
                                      const HiddenUpdate<T>&, T*, FirstBadStep&, Monitor&, Team);  \
     template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&, \
-                                   T*, Monitor&, Team);
+                                   T*, Monitor&, Team);                                           \
+    template void run_forward<T>(const LayerStack&, const T*, T*, int, Monitor&);                 \
+    template void run_backward<T>(const LayerStack&, const T*, const T*, T*, int, Monitor&);      \
+    template void run_update<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&,    \
+                                int, Monitor&);
 NFD_FAST_INSTANTIATE(float)
 NFD_FAST_INSTANTIATE(double)
 #undef NFD_FAST_INSTANTIATE

@@ -91,4 +91,16 @@ template <class T>
 void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
                    const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team);
 
+// The same three as whole computations, with their own scratch and a team of up to `threads`. They
+// throw std::bad_alloc before anything is written, and stop early if the monitor says so.
+template <class T>
+void run_forward(const LayerStack& stack, const T* hidden, T* features, int threads,
+                 Monitor& monitor);
+template <class T>
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features, T* adjoints,
+                  int threads, Monitor& monitor);
+template <class T>
+void run_update(const LayerStack& stack, const T* features, const T* adjoints,
+                const HiddenUpdate<T>& update, int threads, Monitor& monitor);
+
 }  // namespace nfd_fast

@@ -13,7 +13,7 @@ _blas.load()
 from nfd_fast import data, kernels, reference, statistics, theory  # noqa: E402
 from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
-from nfd_fast.build import build_info  # noqa: E402
+from nfd_fast.build import build_info, get_cmake_dir, get_include  # noqa: E402
 from nfd_fast.estimate import MemoryEstimate, estimate_memory  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
@@ -42,6 +42,8 @@ __all__ = [
     "build_info",
     "data",
     "estimate_memory",
+    "get_cmake_dir",
+    "get_include",
     "initial_kernels",
     "initial_weights",
     "kernels",

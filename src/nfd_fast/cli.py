@@ -40,6 +40,17 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE)
 
 
+class _ShowFolder(argparse.Action):
+    """An option that prints a path as it is, for other programs, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], const: str, **options: Any) -> None:
+        super().__init__(option_strings, nargs=0, const=const, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(self.const)
+        parser.exit()
+
+
 def _complain(message: object) -> None:
     print("nfd-fast: error: " + " ".join(str(message).split()), file=sys.stderr)
 
@@ -110,6 +121,12 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nfd-fast {nfd_fast.__version__}")
+    parser.add_argument(
+        "--cmakedir",
+        action=_ShowFolder,
+        const=nfd_fast.get_cmake_dir(),
+        help="show the folder with which CMake finds nfd_fast, and exit",
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
