@@ -1,7 +1,4 @@
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-setup(
-    name="consumer",
-    ext_modules=cythonize([Extension("consumer", ["consumer.pyx"])], language_level=3),
-)
+setup(ext_modules=cythonize([Extension("consumer", ["consumer.pyx"])], language_level=3))
