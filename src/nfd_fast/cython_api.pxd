@@ -6,8 +6,9 @@
 #
 # Arrays are C-contiguous with the width last: (B, n) has sample b's neuron i at [b * n + i].
 # n = width, L = depth, B = batch. An array without entries may be NULL. `threads` is at least 1 and
-# changes the speed, never the result; more than 64 are not used. Formulas and results are those of
-# the Python functions of the same names in nfd_fast.kernels.
+# changes the speed, never the result; more than 64 are not used, and calls at the same time must not
+# ask for more together. Formulas and results are those of the Python functions of the same names in
+# nfd_fast.kernels.
 #
 # Names, signatures and structs below don't change while nfd_abi_version() stays the same.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t

@@ -10,8 +10,10 @@
  * Python functions of the same names in nfd_fast.kernels, and so are the results, bit by bit.
  * Numbers that are not finite propagate as in any IEEE arithmetic, except where "finite" is asked.
  *
- * `threads` is at least 1 and changes the speed, never the result; more than 64 are not used. In a
- * child made by fork() after threads were used it must be 1: they don't survive there.
+ * `threads` is at least 1 and changes the speed, never the result; more than 64 are not used. Calls
+ * of layer functions that run at the same time must not ask for more than 64 together: OpenBLAS has
+ * no more places, and ends the process. In a child made by fork() after threads were used `threads`
+ * must be 1: they don't survive there.
  *
  * Compatibility: within one NFD_ABI_VERSION names, signatures, structs and values stay; functions
  * and status values may be added. A program compiled with this header works with a library for
