@@ -40,7 +40,7 @@ void update_tile(const LayerStack& stack, const T* features, const T* adjoints,
     for (T* matrices : {update.hidden, update.backward_hidden}) {
         if (!matrices) continue;
         blas::multiply(Transpose::yes, Transpose::no, stack.width, count, stack.batch, T(1),
-                       adjoints, stack.width, weighted, count, T(1),
+                       adjoints, stack.width, weighted, count, T(update.replace ? 0 : 1),
                        matrices + (layer - 1) * stack.matrix_size() + first, stack.width);
     }
 }
@@ -105,6 +105,10 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
                                     before + at, product + b * count, branch_scale<T>(stack), count,
                                     below + at);
+                if (adjoints.sources) {
+                    vector.axpy(T(1), adjoints.sources + (l - 1) * stack.layer_size() + at, count,
+                                below + at);
+                }
                 if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }
             if (update.hidden) update_tile(stack, before, above, update, l, first, count, weighted);

@@ -237,15 +237,20 @@ def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> ND
 
 
 def float_array(
-    name: str, value: object, shape: Shape, dtype: np.dtype[Any] | None = None
+    name: str,
+    value: object,
+    shape: Shape,
+    dtype: np.dtype[Any] | None = None,
+    *,
+    of: str = "hidden",
 ) -> NDArray[Any]:
     """Return a C-contiguous float32 or float64 array of a shape; infinities and NaN may pass.
 
-    ``dtype`` is the one of ``hidden``, where both have to agree.
+    ``dtype`` is the one of the argument ``of``, where both have to agree.
     """
     array = as_array(name, value)
     if dtype is not None and array.dtype != dtype:
-        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
+        raise ValueError(f"{name} must have the dtype of {of}, {dtype}, got {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)

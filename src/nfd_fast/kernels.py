@@ -24,6 +24,7 @@ __all__ = [
     "activation",
     "activation_derivative",
     "box_muller",
+    "hidden_gradient",
     "normal",
     "philox",
     "residual_backward",
@@ -286,6 +287,7 @@ def residual_backward(
     branch_factor: float,
     activation: str = "tanh",
     skip: bool = True,
+    sources: ArrayLike | None = None,
     out: Any = None,
     threads: int | None = None,
 ) -> NDArray[Any]:
@@ -301,6 +303,8 @@ def residual_backward(
         Unscaled W, or the independent W' of the decoupled network.
     branch_factor, activation, skip, threads
         As in :func:`residual_forward`.
+    sources : (L, B, n) array, optional
+        Added to G_0 … G_{L-1}: derivatives of a loss that reads the features of those layers too.
     out : (L+1, B, n) array, optional
         ``adjoints_last`` may be its last layer.
 
@@ -322,14 +326,19 @@ def residual_backward(
     depth, width = matrices.shape[:2]
     last = arguments.float_array("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
     layers = arguments.float_array("features", features, (depth + 1, *last.shape), matrices.dtype)
-    result = outputs.output(
-        "out", out, layers.shape, matrices.dtype, hidden=matrices, features=layers
-    )
+    given = {"hidden": matrices, "features": layers}
+    entering = None
+    if sources is not None:
+        shape = (depth, *last.shape)
+        entering = arguments.float_array("sources", sources, shape, matrices.dtype)
+        given["sources"] = entering
+    result = outputs.output("out", out, layers.shape, matrices.dtype, **given)
     outputs.keep_apart("out", result, "adjoints_last", last, place=result[depth])
     result[depth] = last
     _core.residual_backward(
         matrices,
         layers,
+        entering,
         result,
         factor,
         skip,
@@ -394,10 +403,68 @@ def sgd_update(
         above,
         weights,
         factor,
+        False,
         _activation_index(activation),
         thread_count(threads),
     )
     return hidden
+
+
+def hidden_gradient(
+    features: ArrayLike,
+    adjoints: ArrayLike,
+    *,
+    branch_factor: float,
+    activation: str = "tanh",
+    out: Any = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the derivative by the hidden weights, (β/√n) Σ_b G_l[b] φ(H_{l-1}[b])ᵀ.
+
+    Parameters
+    ----------
+    features, adjoints : (L+1, B, n) arrays
+        H_0 … H_L and G_0 … G_L, the derivatives of the same loss by them, L and n at least 1.
+    branch_factor, activation, threads
+        As in :func:`residual_forward`.
+    out : (L, n, n) array, optional
+
+    Returns
+    -------
+    (L, n, n) array
+        By the unscaled W, indexed [layer, out, in].
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
+
+    Notes
+    -----
+    DESIGN §1, whose SGD moves W_l by −η n times this if G is scaled by n.
+    """
+    factor = arguments.real("branch_factor", branch_factor)
+    layers = arguments.float_array("features", features, ("depth + 1", "batch", "width"))
+    depth, batch, width = layers.shape[0] - 1, *layers.shape[1:]
+    if depth < 1 or width < 1:
+        raise ValueError(
+            f"features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            f"got {layers.shape}"
+        )
+    above = arguments.float_array("adjoints", adjoints, layers.shape, layers.dtype, of="features")
+    shape = (depth, width, width)
+    result = outputs.output("out", out, shape, layers.dtype, features=layers, adjoints=above)
+    _core.sgd_update(
+        result,
+        layers,
+        above,
+        np.ones(batch),
+        -factor,
+        True,
+        _activation_index(activation),
+        thread_count(threads),
+    )
+    return result if out is None else out
 
 
 def _activation_index(name: str) -> int:

@@ -104,7 +104,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
         made(FIRST), made(HIDDEN), branch_factor=0.5, **o
     ),
     "residual_backward": lambda made, **o: kernels.residual_backward(
-        made(FIRST), made(LAYERS), made(HIDDEN), branch_factor=0.5, **o
+        made(FIRST), made(LAYERS), made(HIDDEN), branch_factor=0.5, sources=made(LAYERS[:2]), **o
+    ),
+    "hidden_gradient": lambda made, **o: kernels.hidden_gradient(
+        made(LAYERS), made(ADJOINTS), branch_factor=0.5, **o
     ),
 }
 
@@ -232,6 +235,29 @@ OVERLAPS: dict[str, tuple[Callable[[], Any], str]] = {
             ROOM[:12].reshape(4, 3), LAYERS, HIDDEN, branch_factor=1, out=ROOM[:36].reshape(3, 4, 3)
         ),
         "out must not overlap adjoints_last unless",
+    ),
+    "sources": (
+        lambda: kernels.residual_backward(
+            FIRST,
+            LAYERS,
+            HIDDEN,
+            branch_factor=1,
+            sources=ROOM[:24].reshape(2, 4, 3),
+            out=ROOM[:36].reshape(3, 4, 3),
+        ),
+        "out must not overlap sources",
+    ),
+    "features of a gradient": (
+        lambda: kernels.hidden_gradient(
+            ROOM[:36].reshape(3, 4, 3), ADJOINTS, branch_factor=1, out=ROOM[:18].reshape(2, 3, 3)
+        ),
+        "out must not overlap features",
+    ),
+    "adjoints of a gradient": (
+        lambda: kernels.hidden_gradient(
+            LAYERS, ROOM[:36].reshape(3, 4, 3), branch_factor=1, out=ROOM[:18].reshape(2, 3, 3)
+        ),
+        "out must not overlap adjoints",
     ),
     "adjoints": (
         lambda: kernels.sgd_update(

@@ -125,6 +125,25 @@ LAYERS = np.ones((3, 4, 3), np.float32)
             "adjoints must have shape (3, 4, 3), got (2, 4, 3)",
         ),
         (
+            lambda: kernels.residual_backward(
+                LAST, LAYERS, HIDDEN, branch_factor=1, sources=LAYERS
+            ),
+            "sources must have shape (2, 4, 3), got (3, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS[:1], LAYERS[:1], branch_factor=1),
+            "features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            "got (1, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS.astype(float), branch_factor=1),
+            "adjoints must have the dtype of features, float32, got float64",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS[:, 1:], branch_factor=1),
+            "adjoints must have shape (3, 4, 3), got (3, 3, 3)",
+        ),
+        (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS, np.ones(3), step=1),
             "sample_weights must have shape (4,), got (3,)",
         ),
