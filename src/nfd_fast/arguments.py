@@ -162,7 +162,9 @@ def as_array(name: str, value: object) -> NDArray[Any]:
             f"{name} must be an array, got sequences of unequal lengths: {describe(value)}"
         ) from None
     except (BufferError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name} must be an array, got {describe(value)}{_why(error)}") from error
+        raise ValueError(
+            f"{name} must be an array, got {describe(value)}{reason(error)}"
+        ) from error
     if array.dtype == object:
         raise ValueError(f"{name} must be an array of numbers, got {describe(value)}")
     return array
@@ -184,11 +186,11 @@ def _exported(name: str, value: Any) -> NDArray[Any]:
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be an array whose memory NumPy can share, got {describe(value)}"
-            f"{_why(error)}"
+            f"{reason(error)}"
         ) from error
 
 
-def _why(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return another library's own words, which know the way out, as in "use tensor.detach()"."""
     return ": " + (str(error).splitlines() or [type(error).__name__])[0]
 

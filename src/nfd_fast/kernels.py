@@ -6,7 +6,8 @@ speed, never the result.
 Arrays are float32 or float64 with the width last: NumPy arrays, objects with the buffer protocol,
 or, through DLPack, arrays of other libraries in the memory of the processor, as of PyTorch or JAX.
 C-contiguous ones are read without a copy. ``out`` may be any of these that can be written; it is
-filled in place and the same object is returned. Without it results are NumPy arrays.
+filled in place and the same object is returned. Without it results are NumPy arrays, which
+:func:`nfd_fast.to_namespace` hands over to another library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays of other libraries: read where they lie, filled in place, refused in words.
+"""Arrays of other libraries: read where they lie, filled in place, refused in words, handed over.
 
 NumPy stands in for every library here: `Exported` hides an array behind DLPack alone, and on any
 device it claims. What PyTorch and JAX add of their own is in the tests of those, at the end.
@@ -7,9 +7,11 @@ device it claims. What PyTorch and JAX add of their own is in the tests of those
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -515,3 +517,115 @@ def test_jax_arrays_are_read_and_never_written() -> None:
 
     with pytest.raises(ValueError, match=r"x must be an array, got JitTracer\(.*on traced array"):
         jax.jit(traced)(given)
+
+
+class Namespace:
+    """A library of which nothing is known but that it takes what DLPack hands over."""
+
+    def __init__(self, dtype: str | None = None) -> None:
+        self.dtype = dtype
+
+    def from_dlpack(self, given: Any) -> Exported:
+        array = np.from_dlpack(given)
+        return Exported(array if self.dtype is None else array.astype(self.dtype))
+
+
+def torch_namespace() -> Any:
+    return pytest.importorskip("torch", reason="needs PyTorch")
+
+
+def jax_namespace() -> Any:
+    return pytest.importorskip("jax.numpy", reason="needs JAX")
+
+
+NAMESPACES: dict[str, Callable[[], Any]] = {
+    "numpy": lambda: np,
+    "any": Namespace,
+    "torch": torch_namespace,
+    "jax": jax_namespace,
+}
+
+
+@pytest.mark.parametrize("kind", NAMESPACES)
+def test_results_in_another_namespace(kind: str) -> None:
+    """Every kind of result keeps its structure, its values and its dtypes."""
+    xp = NAMESPACES[kind]()
+    enabled = contextlib.nullcontext()
+    if kind == "jax":
+        enabled = pytest.importorskip("jax").enable_x64(True)
+    net, sgd = nfd.ResNet(width=6, depth=2, inputs=3), nfd.SGD(0.1)
+    problem: dict[str, Any] = {"batches": [[0, 1]], "record": ("min_eigenvalues", "features")}
+    results = [
+        LAYERS,
+        LAYERS[:, ::2],
+        kernels.words(0, "hidden", 5),
+        np.array(2.0),
+        np.zeros((0, 3)),
+        nfd.initial_weights(net, 0),
+        nfd.initial_kernels(net, FIRST, depth=2),
+        nfd.train(net, sgd, FIRST, np.ones(4), seed=[1, 2], **problem),
+        nfd.train(net, sgd, FIRST, np.ones(4), **problem).observables,
+        nfd.theory.linear_training(
+            nfd.ResNet(1, 2, 3, activation="identity"), sgd, FIRST, np.ones(4), batches=[[0]]
+        ),
+    ]
+
+    def compare(got: Any, want: Any) -> None:
+        if isinstance(want, np.ndarray):
+            assert isinstance(got, np.ndarray) == (kind == "numpy")
+            assert str(got.dtype).rpartition(".")[2] == want.dtype.name
+            assert np.array_equal(values(got), want)
+        elif isinstance(want, tuple):
+            assert type(got) is type(want)
+            for part, wanted in zip(got, want, strict=True):
+                compare(part, wanted)
+        elif isinstance(want, Mapping):
+            assert list(got) == list(want)
+            for name, wanted in want.items():
+                compare(got[name], wanted)
+        elif dataclasses.is_dataclass(want):
+            assert type(got) is type(want)
+            for field in dataclasses.fields(want):
+                compare(getattr(got, field.name), getattr(want, field.name))
+        else:
+            assert got is want
+
+    with enabled:
+        for result in results:
+            compare(nfd.to_namespace(result, xp), result)
+        run = results[7]
+        errors = nfd.to_namespace(run, xp).standard_errors("losses")
+        assert np.array_equal(errors, run.standard_errors("losses"))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "any", "torch"])
+def test_results_share_their_memory(kind: str) -> None:
+    array = kernels.normal(0, "hidden", 100)
+    assert address(nfd.to_namespace(array, NAMESPACES[kind]())) == address(array)
+    array.flags.writeable = False  # as data that several callers share
+    assert address(nfd.to_namespace(array, NAMESPACES[kind]())) != address(array)
+
+
+def test_what_cannot_be_handed_over() -> None:
+    class Full(Namespace):
+        def from_dlpack(self, given: Any) -> Exported:
+            raise BufferError("no room")
+
+    for call, message in [
+        (lambda: nfd.to_namespace(LAYERS, "torch"), "xp must be a namespace with from_dlpack, s"),
+        (lambda: nfd.to_namespace([1.0], np), "result must be an array, or a run, weights, tup"),
+        (lambda: nfd.to_namespace(nfd.SGD(0.1), np), "result must be an array, or a run, weights"),
+        (lambda: nfd.to_namespace(LAYERS, Full()), r"takes an array of shape .* float32: no room"),
+        (
+            lambda: nfd.to_namespace(np.ones(2), Namespace("float32")),
+            "xp must keep the dtype float64, got float32; in JAX, jax.config.update",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_jax_never_rounds_a_result_in_silence() -> None:
+    jnp = jax_namespace()
+    with pytest.raises(ValueError, match="xp must keep the dtype float64, got float32; in JAX"):
+        nfd.to_namespace(np.ones(3), jnp)
