@@ -1,5 +1,9 @@
 // The passes and the update of hidden layers on given arrays, and a step without their matrices.
 
+#include <pybind11/stl.h>
+
+#include <optional>
+
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
 #include "cpu/euler_maruyama.hpp"
@@ -33,28 +37,31 @@ void forward(const Array<T>& hidden, Array<T>& features, double branch_factor, b
 }
 
 template <class T>
-void backward(const Array<T>& hidden, const Array<T>& features, Array<T>& adjoints,
-              double branch_factor, bool skip, int activation, int threads) {
+void backward(const Array<T>& hidden, const Array<T>& features,
+              const std::optional<Array<T>>& sources, Array<T>& adjoints, double branch_factor,
+              bool skip, int activation, int threads) {
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
+    if (sources) require_shape("sources", *sources, {stack.depth, stack.batch, stack.width});
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     const T* layers = features.data();
-    T* adjoint_layers = adjoints.mutable_data();
-    run_monitored(monitor,
-                  [&] { run_backward(stack, matrices, layers, adjoint_layers, threads, monitor); });
+    const AdjointStore<T> store{adjoints.mutable_data(), true, sources ? sources->data() : nullptr};
+    run_monitored(monitor, [&] { run_backward(stack, matrices, layers, store, threads, monitor); });
 }
 
 template <class T>
 void update(Array<T>& hidden, const Array<T>& features, const Array<T>& adjoints,
-            const Array<double>& sample_weights, double step, int activation, int threads) {
+            const Array<double>& sample_weights, double step, bool replace, int activation,
+            int threads) {
     const LayerStack stack = stack_of(features, 1.0, true, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
     require_shape("sample_weights", sample_weights, {stack.batch});
     PythonMonitor monitor(1, py::none());
-    const HiddenUpdate<T> change{hidden.mutable_data(), nullptr, sample_weights.data(), step};
+    const HiddenUpdate<T> change{hidden.mutable_data(), nullptr, sample_weights.data(), step,
+                                 replace};
     const T* layers = features.data();
     const T* adjoint_layers = adjoints.data();
     run_monitored(monitor,
@@ -102,13 +109,13 @@ void register_typed(py::module_& module) {
                py::arg("features").noconvert(), py::arg("branch_factor"), py::arg("skip"),
                py::arg("activation"), py::arg("threads"));
     module.def("residual_backward", &backward<T>, py::arg("hidden").noconvert(),
-               py::arg("features").noconvert(), py::arg("adjoints").noconvert(),
-               py::arg("branch_factor"), py::arg("skip"), py::arg("activation"),
-               py::arg("threads"));
+               py::arg("features").noconvert(), py::arg("sources").noconvert(),
+               py::arg("adjoints").noconvert(), py::arg("branch_factor"), py::arg("skip"),
+               py::arg("activation"), py::arg("threads"));
     module.def("sgd_update", &update<T>, py::arg("hidden").noconvert(),
                py::arg("features").noconvert(), py::arg("adjoints").noconvert(),
-               py::arg("sample_weights").noconvert(), py::arg("step"), py::arg("activation"),
-               py::arg("threads"));
+               py::arg("sample_weights").noconvert(), py::arg("step"), py::arg("replace"),
+               py::arg("activation"), py::arg("threads"));
     module.def("euler_maruyama_step", &step<T>, py::arg("state").noconvert(),
                py::arg("images").noconvert(), py::arg("image_coefficients").noconvert(),
                py::arg("directions").noconvert(), py::arg("direction_coefficients").noconvert(),

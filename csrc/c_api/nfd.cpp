@@ -193,7 +193,7 @@ std::int32_t backward(const nfd_stack* given, const T* hidden, const T* features
         if (batch == 0) return;
         chosen_kernels();
         Uninterrupted monitor;
-        run_backward(stack, hidden, features, adjoints, members, monitor);
+        run_backward(stack, hidden, features, AdjointStore<T>{adjoints, true}, members, monitor);
     });
 }
 

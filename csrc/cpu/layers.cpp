@@ -41,7 +41,7 @@ void update_tile(const LayerStack& stack, const T* features, const T* adjoints,
     for (T* matrices : {update.hidden, update.backward_hidden}) {
         if (!matrices) continue;
         blas::multiply(Transpose::yes, Transpose::no, stack.width, count, stack.batch, T(1),
-                       adjoints, stack.width, weighted, count, T(1),
+                       adjoints, stack.width, weighted, count, T(update.replace ? 0 : 1),
                        matrices + (layer - 1) * stack.matrix_size() + first, stack.width);
     }
 }
@@ -111,6 +111,10 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
                                     before + at, product + b * count, branch_scale<T>(stack), count,
                                     below + at);
+                if (adjoints.sources) {
+                    vector.axpy(T(1), adjoints.sources + (l - 1) * stack.layer_size() + at, count,
+                                below + at);
+                }
                 if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }
             if (update.hidden) update_tile(stack, before, above, update, l, first, count, weighted);
@@ -145,15 +149,14 @@ void run_forward(const LayerStack& stack, const T* hidden, T* features, int thre
 }
 
 template <class T>
-void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features, T* adjoints,
-                  int threads, Monitor& monitor) {
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features,
+                  AdjointStore<T> adjoints, int threads, Monitor& monitor) {
     std::vector<T> scratch = tile_scratch<T>(stack, threads);
-    const AdjointStore<T> store{adjoints, true};
     FirstBadStep bad;
     const blas::SingleThreaded single_threaded_blas;
     run_team(threads, [&](Team team) {
-        backward_layers(stack, backward_hidden, features, store, HiddenUpdate<T>{}, scratch.data(),
-                        bad, monitor, team);
+        backward_layers(stack, backward_hidden, features, adjoints, HiddenUpdate<T>{},
+                        scratch.data(), bad, monitor, team);
     });
 }
 
@@ -175,7 +178,8 @@ void run_update(const LayerStack& stack, const T* features, const T* adjoints,
     template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&, \
                                    T*, Monitor&, Team);                                           \
     template void run_forward<T>(const LayerStack&, const T*, T*, int, Monitor&);                 \
-    template void run_backward<T>(const LayerStack&, const T*, const T*, T*, int, Monitor&);      \
+    template void run_backward<T>(const LayerStack&, const T*, const T*, AdjointStore<T>, int,    \
+                                  Monitor&);                                                      \
     template void run_update<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&,    \
                                 int, Monitor&);
 NFD_FAST_INSTANTIATE(float)

@@ -56,6 +56,7 @@ template <class T>
 struct AdjointStore {
     T* data;
     bool all_layers;
+    const T* sources = nullptr;  // (L, B, n) that enter layers 0 ... L-1 besides; may be null
     T* layer(const LayerStack& stack, std::int64_t l) const {
         return data + (all_layers ? l : l % 2) * stack.layer_size();
     }
@@ -75,6 +76,7 @@ struct HiddenUpdate {
     T* backward_hidden = nullptr;  // moves by the same amount when present
     const double* sample_weights = nullptr;
     double step = 0;
+    bool replace = false;  // the matrices become their step: they are written, not read
 };
 
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
@@ -97,8 +99,8 @@ template <class T>
 void run_forward(const LayerStack& stack, const T* hidden, T* features, int threads,
                  Monitor& monitor);
 template <class T>
-void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features, T* adjoints,
-                  int threads, Monitor& monitor);
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features,
+                  AdjointStore<T> adjoints, int threads, Monitor& monitor);
 template <class T>
 void run_update(const LayerStack& stack, const T* features, const T* adjoints,
                 const HiddenUpdate<T>& update, int threads, Monitor& monitor);

@@ -19,6 +19,7 @@ from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.multilevel import Level, LimitEstimate, multilevel_limit  # noqa: E402
+from nfd_fast.namespace import to_namespace  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
 from nfd_fast.train import resume, train  # noqa: E402
@@ -53,5 +54,6 @@ __all__ = [
     "solve_limit",
     "statistics",
     "theory",
+    "to_namespace",
     "train",
 ]

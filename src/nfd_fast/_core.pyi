@@ -95,6 +95,7 @@ def residual_forward(
 def residual_backward(
     hidden: NDArray[_Real],
     features: NDArray[_Real],
+    sources: NDArray[_Real] | None,
     adjoints: NDArray[_Real],
     branch_factor: float,
     skip: bool,
@@ -107,6 +108,7 @@ def sgd_update(
     adjoints: NDArray[_Real],
     sample_weights: NDArray[np.float64],
     step: float,
+    replace: bool,
     activation: int,
     threads: int,
 ) -> None: ...

@@ -69,7 +69,7 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         ),
         (
             lambda: kernels.words(0, "hidden", 4, out=np.zeros((1, 4), np.int64)),
-            "out must be a NumPy array of shape (1, 4) and dtype uint32",
+            "out must be an array of shape (1, 4) and dtype uint32",
         ),
         (
             lambda: kernels.normal(0, "hidden", 4, out=np.zeros((1, 8), np.float32)[:, ::2]),
@@ -92,7 +92,7 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         (lambda: kernels.activation("tanh", [1, 2]), "x must be float32 or float64, got dtype int"),
         (
             lambda: kernels.activation("tanh", LAST, out=np.zeros(3, np.float32)),
-            "out must be a NumPy array of shape (4, 3)",
+            "out must be an array of shape (4, 3)",
         ),
         (
             lambda: kernels.residual_forward(LAST[:, :2], HIDDEN, branch_factor=1),
@@ -112,17 +112,36 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         ),
         (
             lambda: kernels.residual_backward(LAST, LAYERS, HIDDEN, branch_factor=1, out=LAYERS),
-            "out must not overlap an input",
+            "out must not overlap features",
         ),
         (
             lambda: kernels.sgd_update(
                 HIDDEN.transpose(0, 2, 1), LAYERS, LAYERS, LAST[:, 0], step=1
             ),
-            "hidden must be a C-contiguous, aligned NumPy array",
+            "hidden must be C-contiguous to be filled in place",
         ),
         (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS[:2], np.ones(4), step=1),
             "adjoints must have shape (3, 4, 3), got (2, 4, 3)",
+        ),
+        (
+            lambda: kernels.residual_backward(
+                LAST, LAYERS, HIDDEN, branch_factor=1, sources=LAYERS
+            ),
+            "sources must have shape (2, 4, 3), got (3, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS[:1], LAYERS[:1], branch_factor=1),
+            "features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            "got (1, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS.astype(float), branch_factor=1),
+            "adjoints must have the dtype of features, float32, got float64",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS[:, 1:], branch_factor=1),
+            "adjoints must have shape (3, 4, 3), got (3, 3, 3)",
         ),
         (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS, np.ones(3), step=1),
@@ -188,9 +207,9 @@ def test_euler_maruyama_step(module: ModuleType, change: dict[str, object], mess
 def test_out_of_a_step_is_the_state_or_apart() -> None:
     room = np.ones((6, 3), np.float32)
     for out, message in (
-        (room[1:5], "out must be state itself or not overlap it"),
-        (LAYERS[0], "out must not overlap an input"),
-        (np.ones((4, 3)), "out must be a NumPy array of shape (4, 3) and dtype float32"),
+        (room[1:5], "out must not overlap state unless state lies where its copy goes"),
+        (LAYERS[0], "out must not overlap images, got shared memory"),
+        (np.ones((4, 3)), "out must be an array of shape (4, 3) and dtype float32"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             kernels.euler_maruyama_step(**STEP | {"state": room[:4]}, out=out)
@@ -264,11 +283,11 @@ def test_misaligned_arrays_are_read_and_never_written() -> None:
     assert np.array_equal(
         kernels.activation("gelu", misaligned(values)), kernels.activation("gelu", values)
     )
-    with pytest.raises(ValueError, match="out must be C-contiguous, aligned and writeable"):
+    with pytest.raises(ValueError, match="out must be aligned to be filled"):
         kernels.activation("gelu", values, out=misaligned(values))
     forward = kernels.residual_forward(misaligned(LAST), misaligned(HIDDEN + 1), branch_factor=1)
     assert np.array_equal(forward, kernels.residual_forward(LAST, HIDDEN + 1, branch_factor=1))
-    with pytest.raises(ValueError, match="hidden must be a C-contiguous, aligned NumPy array"):
+    with pytest.raises(ValueError, match="hidden must be aligned to be filled"):
         kernels.sgd_update(misaligned(HIDDEN), LAYERS, LAYERS, np.ones(4), step=0.1)
     net, sgd = nfd.ResNet(5, 2, 3), nfd.SGD(0.1)
     x, y = values, np.arange(4.0)

@@ -23,6 +23,7 @@ from nfd_fast.reference.losses import LOSSES, cross_entropy, mse
 from nfd_fast.reference.network import (
     backward_pass,
     forward_pass,
+    hidden_gradient,
     initial_weights,
     residual_backward,
     residual_forward,
@@ -54,6 +55,7 @@ __all__ = [
     "feature_movement",
     "forward_pass",
     "gaussian_moments",
+    "hidden_gradient",
     "initial_kernels",
     "initial_weights",
     "layer_normal",
