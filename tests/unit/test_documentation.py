@@ -2,18 +2,22 @@
 
 A page is followed from top to bottom in an empty folder, by the language of its blocks:
 
-- ``python`` is run. A block that imports begins a new program; one that doesn't goes on.
+- ``python`` is run. A block with ``import nfd_fast as nfd`` begins a new program; others go on.
 - ``console``: every ``$ command`` is checked without running it: commands of ``nfd-fast`` by their
   parser and by the checks of their choices, others by what they name (extras, targets, files).
   After ``<!-- run -->`` commands of ``nfd-fast`` are run as well.
 - ``text`` is what the block before it prints. Numbers agree to the digits shown, ``…`` is anything.
 - ``toml`` is read. With a title, it is written to that file.
 - Any other language stands, word for word, in a project that ``tests/backend`` builds.
+
+Examples in docstrings, which the site's reference shows, are run as well.
 """
 
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -86,8 +90,8 @@ def test_page(
         place = f"{page.name}, line {block.line}"
         match block.language:
             case "python":
-                if imported(block.code):
-                    program = {"__name__": "__main__"}
+                if "import nfd_fast as nfd" in block.code:
+                    program = {}
                 exec(compile("\n" * block.line + block.code, str(page), "exec"), program)
                 printed = capsys.readouterr().out
             case "console":
@@ -213,6 +217,20 @@ def stands_in_a_project(code: str) -> bool:
     )
 
 
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    for path in sorted((ROOT / "src" / "nfd_fast").rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_in_docstrings(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted
+    assert not found.failed
+
+
 def test_every_page_is_seen() -> None:
-    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "claims.md"}
+    assert {page.name for page in PAGES} >= {"README.md", "CONTRIBUTING.md", "claims.md", "data.md"}
     assert sum(block.language == "python" for block in blocks(PAGES[0])) == 3
