@@ -42,7 +42,7 @@ class Reader(griffe.Extension):
     names by roles such as ``:func:`train```; on the site they are links.
     """
 
-    ROLE = re.compile(r":(?:class|func|meth|mod|data):`([\w.]+)`")
+    ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of an object."""
@@ -59,5 +59,6 @@ class Reader(griffe.Extension):
             pkg.members[name] = function
 
     def _link(self, role: re.Match[str]) -> str:
-        name = role[1]
-        return f"`{name}`" if name in sys.stdlib_module_names else f"[`{name}`][{name}]"
+        short, name = role.groups()
+        shown = name.rpartition(".")[2] if short else name
+        return f"`{shown}`" if name in sys.stdlib_module_names else f"[`{shown}`][{name}]"

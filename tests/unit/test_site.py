@@ -65,7 +65,7 @@ def test_every_docstring_is_read(site: Path) -> None:
     """No role of Sphinx, and no heading of a NumPy docstring, is left as text."""
     for page in (site / "reference").glob("*.html"):
         text = page.read_text(encoding="utf-8")
-        assert not re.search(r":(class|func|meth|mod|data):", text), page
+        assert not re.search(r":(class|func|meth|mod|data|attr|exc):", text), page
         assert not re.search(r"(Parameters|Returns|Raises|Notes|Examples)\s*-{4}", text), page
 
 
