@@ -11,12 +11,19 @@ _Real = TypeVar("_Real", np.float32, np.float64)
 _Progress = Callable[[int, int], None] | None
 
 ACTIVATIONS: tuple[str, ...]
+"""Names of the activations."""
 ACTIVATION_FORMULAS: tuple[str, ...]
+"""Their formulas, in the same order."""
 LOSSES: tuple[str, ...]
+"""Names of the losses."""
 STREAMS: tuple[str, ...]
+"""Names of the streams of noise, in the order of their tags (DESIGN §4)."""
 COMPILER: str
+"""What the module was compiled with."""
 VERSION: str
+"""The version of the package."""
 OPENMP: int
+"""The date of the OpenMP standard in use, as yyyymm."""
 
 class Stream(enum.IntEnum):
     input = 0

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import nfd_fast
 from nfd_fast import commands
+from nfd_fast.bench import BenchmarkError
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.study.atomic import OutputError
@@ -25,7 +26,7 @@ from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.rates import RatesConfig
 
 EXIT_FAILED = 1
-"""The work could not be finished: diverged, too large for the memory, no room to write."""
+"""The work could not be finished, or not well: diverged, too large, no room to write, too slow."""
 EXIT_USAGE = 2
 """Nothing was done: wrong usage, bad values, something missing or damaged."""
 EXIT_INTERRUPTED = 130
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, MissingExtraError, OutputError) as error:
         _complain(error)
         return EXIT_USAGE
-    except (DivergenceError, WorkerError) as error:
+    except (BenchmarkError, DivergenceError, WorkerError) as error:
         _complain(error)
         return EXIT_FAILED
     except OSError as error:
@@ -198,12 +199,30 @@ def _parser() -> _Parser:
         "confidence intervals and what may be left of finite depth.",
         LimitConfig,
     )
+    bench = add(
+        "bench",
+        commands.bench,
+        "Run the benchmark suite that comes with the package, next to its peers where they are "
+        "installed; print the median times, or their ratios to earlier ones.",
+    )
+    _add_benchmark_options(bench)
     info = add("info", commands.info, "Print the build and the processor features in use.")
     for parser_ in (train, limit, info):
         parser_.add_argument(
             "--json", action="store_true", help="print everything as one JSON object instead"
         )
     return parser
+
+
+def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    for flag, kind, metavar, text in (
+        ("--json", Path, "FILE", "write all times to this file, with the machine and the build"),
+        ("--baseline", Path, "FILE", "compare with what --json has written earlier"),
+        ("--fail-above", float, "RATIO", "exit with 1 if a median is more than this times before"),
+        ("--select", str, "EXPRESSION", "only benchmarks that match, as of pytest -k"),
+        ("--suite", Path, "FOLDER", "another folder of benchmarks for pytest-benchmark"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=text)
 
 
 def _add_choices(parser: argparse.ArgumentParser, kind: type[Choices]) -> None:
