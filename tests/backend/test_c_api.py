@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,6 +177,20 @@ def test_a_step_has_the_bits_of_the_python_kernel(dtype: Any, threads: int) -> N
     step.image_count = step.direction_count = step.column_count = 0
     arrays = [state, None, None, None, None, None, None]  # type: ignore[list-item]
     assert call("euler_maruyama_step", step, *arrays, out[::-1].copy(), 1, dtype=dtype) == 0
+
+
+def test_calls_may_run_at_the_same_time() -> None:
+    """Each of four threads has a team of its own, and the bits of a call that runs alone."""
+    given = case(np.float64)
+    expected = kernels.residual_forward(given.features[0], given.hidden, **given.options())
+
+    def forward(_: int) -> bool:
+        layers = given.features.copy()
+        status = call("residual_forward", given.stack, given.hidden, layers, 2, dtype="f8")
+        return status == 0 and np.array_equal(layers, expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(forward, range(40)))
 
 
 @pytest.mark.parametrize("dtype", [None, np.float32, np.float64])
