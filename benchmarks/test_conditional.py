@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import THREADS
 
 import nfd_fast as nfd
 
@@ -61,7 +60,7 @@ REACH = {
 
 @pytest.mark.parametrize("case", REACH)
 def test_reach(benchmark: Any, case: str) -> None:
-    benchmark.group = f"conditional training, {THREADS} threads"
+    benchmark.group = "conditional training"
     setting = problem(*REACH[case])
     start = time.perf_counter()
     first = train(setting)

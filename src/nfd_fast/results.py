@@ -131,13 +131,13 @@ class Run:
         ValueError
             If the run is not an ensemble of two replicas or more, or has no such array.
         """
-        arrays = [k for k, v in self.observables.items() if isinstance(v, np.ndarray)]
+        arrays = [k for k, v in self.observables.items() if not isinstance(v, tuple)]
         arguments.option("name", name, arrays)
         if len(self.seeds) < 2:
             raise ValueError(
                 f"standard errors need an ensemble of at least 2 seeds, got {len(self.seeds)}"
             )
-        values = np.asarray(self.observables[name])
+        values = arguments.as_array(name, self.observables[name])
         return np.asarray(values.std(axis=0, ddof=1) / math.sqrt(len(self.seeds)))
 
     def __repr__(self) -> str:

@@ -113,7 +113,8 @@ def train(
     Returns
     -------
     Run
-        Outputs, losses and observables; with several seeds a leading replica axis on each.
+        Outputs, losses and observables; with several seeds a leading replica axis on each. Its
+        arrays are NumPy's; :func:`nfd_fast.to_namespace` makes them another library's.
 
     Raises
     ------

@@ -48,6 +48,7 @@ class Rate(NamedTuple):
 
 
 RESAMPLES = 2000
+"""Resamples of the bootstrap behind a rate's intervals."""
 
 
 @functools.lru_cache(maxsize=4)
