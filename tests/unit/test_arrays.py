@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,20 @@ def torch_tensor(given: np.ndarray) -> Any:
     return pytest.importorskip("torch", reason="needs PyTorch").from_numpy(given.copy())
 
 
+@contextlib.contextmanager
+def float64_in(jax: Any) -> Iterator[None]:
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
 def jax_array(given: np.ndarray) -> Any:
     """A read-only one: JAX never lets its arrays be written."""
     jax = pytest.importorskip("jax", reason="needs JAX")
-    with jax.enable_x64(True):
+    with float64_in(jax):
         result = jax.numpy.asarray(given)
     assert result.dtype == given.dtype
     return result
@@ -550,9 +560,9 @@ NAMESPACES: dict[str, Callable[[], Any]] = {
 def test_results_in_another_namespace(kind: str) -> None:
     """Every kind of result keeps its structure, its values and its dtypes."""
     xp = NAMESPACES[kind]()
-    enabled = contextlib.nullcontext()
+    enabled: Any = contextlib.nullcontext()
     if kind == "jax":
-        enabled = pytest.importorskip("jax").enable_x64(True)
+        enabled = float64_in(pytest.importorskip("jax", reason="needs JAX"))
     net, sgd = nfd.ResNet(width=6, depth=2, inputs=3), nfd.SGD(0.1)
     problem: dict[str, Any] = {"batches": [[0, 1]], "record": ("min_eigenvalues", "features")}
     results = [
