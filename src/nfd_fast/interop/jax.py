@@ -7,6 +7,7 @@ and back. First derivatives only, and no forward mode. In the extra ``jax``.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -66,7 +67,8 @@ def residual_stack(
     ValueError
         For shapes or dtypes that don't fit, or other invalid arguments, while tracing.
     RuntimeError
-        For a derivative of a derivative: second derivatives are not offered.
+        For a derivative of a derivative: second derivatives are not offered. On a single processor
+        with JAX's asynchronous dispatch, where callbacks with large arrays never return.
     TypeError
         By JAX, for forward mode (``jax.jvp``), which is not offered.
 
@@ -83,6 +85,7 @@ def residual_stack(
     ...                activation="relu")
     Array([[3., 3.]], dtype=float32)
     """
+    _check_that_callbacks_return()
     first, matrices = jax.numpy.asarray(features_0), jax.numpy.asarray(hidden)
     arguments.check_floats("hidden", matrices, ("depth", "width", "width"))
     arguments.check_square("hidden", matrices)
@@ -96,6 +99,20 @@ def residual_stack(
     all_layers = arguments.flag("all_layers", all_layers)
     features = _features(stack, first, matrices)
     return features if all_layers else features[-1]
+
+
+def _check_that_callbacks_return() -> None:
+    """Raise RuntimeError where any callback of JAX may hang: it waits for a thread that it holds.
+
+    Seen in jax 0.6.2 and 0.10.2 with arrays of 40 MB, and not with the setting named here.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if count == 1 and jax.config.read("jax_cpu_enable_async_dispatch"):
+        raise RuntimeError(
+            "nfd_fast.interop.jax must have two processors or synchronous dispatch, got one "
+            "processor, on which JAX's callbacks may hang; call "
+            "jax.config.update('jax_cpu_enable_async_dispatch', False) before JAX's first use"
+        )
 
 
 @dataclass(frozen=True)
