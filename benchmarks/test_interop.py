@@ -1,8 +1,8 @@
 """The residual stack inside PyTorch and JAX next to the framework's own loop over the layers.
 
-One forward and one backward pass, by inputs and weights. The framework's loop is the strongest plain
-form: weights a list of matrices, so that no gradient is scattered into a stack, and under JAX
-compiled as a whole.
+One forward and one backward pass, by inputs and weights. The framework's loop has the strongest
+plain form: weights are a list of matrices, so that no gradient is scattered into a stack, and JAX
+compiles all of it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -639,3 +640,19 @@ def test_jax_never_rounds_a_result_in_silence() -> None:
     jnp = jax_namespace()
     with pytest.raises(ValueError, match="xp must keep the dtype float64, got float32; in JAX"):
         nfd.to_namespace(np.ones(3), jnp)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "arrays.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_page_has_blocks() -> None:
+    assert len(BLOCKS) == 5
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_page_runs(number: int) -> None:
+    for package in ("torch", "jax"):
+        if f"import {package}\n" in BLOCKS[number]:
+            pytest.importorskip(package, reason=f"the page's block needs {package}")
+    exec(compile(BLOCKS[number], f"{PAGE.name}, block {number}", "exec"), {})
