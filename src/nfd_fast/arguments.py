@@ -263,20 +263,37 @@ def float_array(
     ``dtype`` is the one of the argument ``of``, where both have to agree.
     """
     array = as_array(name, value)
+    check_floats(name, array, shape, dtype, of=of)
+    return np.require(array, requirements=["C", "A"])
+
+
+def check_floats(
+    name: str,
+    array: NDArray[Any],
+    shape: Shape,
+    dtype: np.dtype[Any] | None = None,
+    *,
+    of: str = "hidden",
+) -> None:
+    """Raise ValueError unless :func:`float_array` takes an array, which may yet have no values."""
     if dtype is not None and array.dtype != dtype:
         raise ValueError(f"{name} must have the dtype of {of}, {dtype}, got {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)
-    return np.require(array, requirements=["C", "A"])
 
 
 def square_matrices(name: str, value: object) -> NDArray[Any]:
     """Return C-contiguous float32 or float64 matrices (depth, width, width), one or more."""
     array = float_array(name, value, ("depth", "width", "width"))
+    check_square(name, array)
+    return array
+
+
+def check_square(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError unless an array with three axes holds square matrices, one or more."""
     if array.shape[1] != array.shape[2] or 0 in array.shape:
         raise ValueError(f"{name} must have shape (depth, width, width), got {array.shape}")
-    return array
 
 
 def terms(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from residual_stacks import KINKED, SIZES, drawn, tolerance
 
 import nfd_fast as nfd
 from nfd_fast import kernels
@@ -29,18 +30,12 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": torch.nn.functional.silu,
     "softplus": torch.nn.functional.softplus,
 }
-KINKED = ("relu", "abs")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def tensors(dtype: str, depth: int, batch: int, width: int) -> tuple[Any, Any, Any]:
-    """Return H_0, W and what a loss multiplies the features of all layers with."""
-    random = np.random.default_rng(depth + 10 * batch + 100 * width)
-    shapes = ((batch, width), (depth, width, width), (depth + 1, batch, width))
-    first, hidden, read = (
-        torch.tensor(random.standard_normal(shape).astype(dtype)) for shape in shapes
-    )
+    first, hidden, read = map(torch.from_numpy, drawn(dtype, depth, batch, width))
     return first.requires_grad_(), hidden.requires_grad_(), read
 
 
@@ -54,19 +49,6 @@ def written_out(first: Any, hidden: Any, branch_factor: float, activation: str, 
         )
         layers.append(layers[-1] + branch if skip else branch)
     return torch.stack(layers)
-
-
-def tolerance(dtype: str, depth: int, width: int) -> float:
-    """Relative to the largest entry.
-
-    Sums of n products in another order, √n eps with random signs, and 16 eps of an activation, at
-    each of 2L layers, each amplified by at most 1 + β‖Ŵ‖ ≤ 2 on the way: 2^L (twice L layers, the
-    entries that they are relative to grow as well).
-    """
-    return 2 * depth * (16 + math.sqrt(width)) * 2**depth * float(np.finfo(dtype).eps)
-
-
-SIZES = [(1, 1, 1), (2, 1, 7), (3, 5, 33), (1, 0, 4), (2, 3, 129), (4, 9, 2)]
 
 
 @DTYPE
@@ -152,7 +134,7 @@ def test_second_derivatives_are_refused_and_never_zero() -> None:
     def function(first: Any, hidden: Any) -> Any:
         return residual_stack(first, hidden, branch_factor=0.5)
 
-    words = "residual_stack must be differentiated once, got a second backward pass through it"
+    words = "residual_stack must be differentiated once, got a derivative of its derivatives"
     with pytest.raises(RuntimeError, match=words):
         torch.autograd.gradgradcheck(function, (first, hidden))
     loss = function(first, hidden).sum()

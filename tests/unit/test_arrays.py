@@ -11,7 +11,8 @@ import contextlib
 import ctypes
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,20 @@ def torch_tensor(given: np.ndarray) -> Any:
     return pytest.importorskip("torch", reason="needs PyTorch").from_numpy(given.copy())
 
 
+@contextlib.contextmanager
+def float64_in(jax: Any) -> Iterator[None]:
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
 def jax_array(given: np.ndarray) -> Any:
     """A read-only one: JAX never lets its arrays be written."""
     jax = pytest.importorskip("jax", reason="needs JAX")
-    with jax.enable_x64(True):
+    with float64_in(jax):
         result = jax.numpy.asarray(given)
     assert result.dtype == given.dtype
     return result
@@ -579,9 +590,9 @@ NAMESPACES: dict[str, Callable[[], Any]] = {
 def test_results_in_another_namespace(kind: str) -> None:
     """Every kind of result keeps its structure, its values and its dtypes."""
     xp = NAMESPACES[kind]()
-    enabled = contextlib.nullcontext()
+    enabled: Any = contextlib.nullcontext()
     if kind == "jax":
-        enabled = pytest.importorskip("jax").enable_x64(True)
+        enabled = float64_in(pytest.importorskip("jax", reason="needs JAX"))
     net, sgd = nfd.ResNet(width=6, depth=2, inputs=3), nfd.SGD(0.1)
     problem: dict[str, Any] = {"batches": [[0, 1]], "record": ("min_eigenvalues", "features")}
     results = [
@@ -658,3 +669,19 @@ def test_jax_never_rounds_a_result_in_silence() -> None:
     jnp = jax_namespace()
     with pytest.raises(ValueError, match="xp must keep the dtype float64, got float32; in JAX"):
         nfd.to_namespace(np.ones(3), jnp)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "arrays.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_page_has_blocks() -> None:
+    assert len(BLOCKS) == 5
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_page_runs(number: int) -> None:
+    for package in ("torch", "jax"):
+        if f"import {package}\n" in BLOCKS[number]:
+            pytest.importorskip(package, reason=f"the page's block needs {package}")
+    exec(compile(BLOCKS[number], f"{PAGE.name}, block {number}", "exec"), {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from nfd_fast import arguments, kernels
 from nfd_fast.extras import MissingExtraError
+from nfd_fast.interop import NO_SECOND_DERIVATIVES
 from nfd_fast.model import ResNet
 from nfd_fast.weights import initial_weights
 
@@ -78,10 +79,7 @@ class _FirstDerivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> None:
-        raise RuntimeError(
-            "residual_stack must be differentiated once, got a second backward pass through it; "
-            "second derivatives need the layers written out in PyTorch"
-        )
+        raise RuntimeError(NO_SECOND_DERIVATIVES)
 
 
 def residual_stack(
