@@ -5,6 +5,7 @@ MkDocs loads this file as a hook (mkdocs.yml) and mkdocstrings as an extension o
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from nfd_fast.cli import help_of_commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -24,12 +27,18 @@ PAGES = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, and the files they point to, with their links as the site has them."""
+    """Add pages that are not in docs/, and the files they point to, with the site's links."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
         for other, its_page in PAGES.items():
             text = text.replace(f"]({other})", f"]({its_page})")
         files.append(File.generated(config, page, content=text))
+    os.environ["COLUMNS"] = "100"  # of the terminal that help is written for
+    commands = "".join(
+        f"\n## {command}\n\n```text\n{text}```\n" for command, text in help_of_commands().items()
+    )
+    page = f"# Command line\n\nWhat `--help` says of every command.\n{commands}"
+    files.append(File.generated(config, "reference/command_line.md", content=page))
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     files.append(File.generated(config, "CITATION.cff", content=citation))
     return files

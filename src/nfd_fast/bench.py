@@ -200,12 +200,16 @@ def require() -> None:
         raise MissingExtraError("nfd-fast bench", "pytest-benchmark", "bench")
 
 
+def stable_name(test: str) -> str:
+    """Return the name of a benchmark: pytest's without folders and ``test_``."""
+    file, _, function = test.partition("::")
+    return ".".join(part.removeprefix("test_") for part in (Path(file).stem, function))
+
+
 def _timing(entry: Mapping[str, Any]) -> Timing:
-    file, _, function = entry["fullname"].partition("::")
-    parts = (Path(file).stem, function)
     stats = entry["stats"]
     return Timing(
-        name=".".join(part.removeprefix("test_") for part in parts),
+        name=stable_name(entry["fullname"]),
         group=entry["group"] or "",
         median=stats["median"],
         minimum=stats["min"],

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -212,6 +212,19 @@ def _parser() -> _Parser:
             "--json", action="store_true", help="print everything as one JSON object instead"
         )
     return parser
+
+
+def help_of_commands() -> dict[str, str]:
+    """Return what ``--help`` says, by command, as the documentation shows it."""
+
+    def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+        yield parser.prog, parser.format_help()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from walk(command)
+
+    return dict(walk(_parser()))
 
 
 def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,27 @@ def test_a_folder_without_benchmarks(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_the_suite_comes_with_the_package() -> None:
     names = {path.name for path in bench.suite().glob("test_*.py")}
     assert {"test_conditional.py", "test_dense.py", "test_noise.py"} <= names
+
+
+def test_names_of_the_suite_stay() -> None:
+    """Dashboards follow benchmarks by name. New ones are welcome."""
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*collect, str(bench.suite())], capture_output=True, text=True, check=True
+    )
+    lines = [line.rpartition("/")[2] for line in done.stdout.splitlines() if "::" in line]
+    shapes = ["1024 L=16 B=4", "1024 L=16 B=32", "2048 L=8 B=128", "128 L=64 B=128"]
+    sizes = ["4096 L=64 B=4 K=4", "1000 L=100000 B=1 K=2"]
+    sizes += ["1000000 L=16 B=4 K=3", "1000000 L=16 B=4 K=4"]
+    expected = {f"dense.training[{p}-n={s}]" for p in ("nfd_fast", "torch") for s in shapes}
+    expected |= {f"conditional.reach[n={size}]" for size in sizes}
+    expected |= {f"conditional.growth[{size}]" for size in ("width", "depth")}
+    expected |= {
+        f"noise.normals[{p}-{dtype}]"
+        for p in ("nfd_fast", "numpy")
+        for dtype in ("float32", "float64")
+    }
+    assert expected <= {bench.stable_name(line) for line in lines}
 
 
 def test_without_pytest_benchmark(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

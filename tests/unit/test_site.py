@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import nfd_fast as nfd
+from nfd_fast import cli
 
 for module in ("mkdocs", "material", "mkdocstrings_handlers"):
     pytest.importorskip(module, reason=f"{module} is in the docs extra")
@@ -59,6 +61,14 @@ def test_every_public_name_is_there(module: str, site: Path, inventory: dict[str
     for name in PUBLIC[module]:
         page, _, anchor = inventory[f"{module}.{name}"].partition("#")
         assert f'id="{anchor}"' in (site / page).read_text(encoding="utf-8"), name
+
+
+def test_every_command_is_there(site: Path) -> None:
+    text = html.unescape((site / "reference" / "command_line.html").read_text(encoding="utf-8"))
+    commands = cli.help_of_commands()
+    assert {"nfd-fast", "nfd-fast rates", "nfd-fast reproduce figure1"} <= set(commands)
+    for command in commands:
+        assert f"usage: {command} " in text
 
 
 def test_every_docstring_is_read(site: Path) -> None:
