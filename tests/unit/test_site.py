@@ -29,6 +29,9 @@ PUBLIC = {
     # Modules that list no names: what they define and other modules import.
     "nfd_fast.data": {"DataSet", "Split", "load", "minibatches", "split"},
     "nfd_fast.theory": {"LinearRun", "linear_training"},
+    # Read without importing what may not be installed.
+    "nfd_fast.interop.torch": {"ResidualStack", "residual_stack"},
+    "nfd_fast.interop.jax": {"residual_stack"},
 }
 
 
