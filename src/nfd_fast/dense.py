@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def compiled(problem: Problem) -> task.Task:
     """Return the problem as the compiled engine takes it."""
-    shapes = problem.record_shapes()
+    shapes = problem.record_shapes
     keep_adjoints = "adjoints" in shapes or "adjoint_kernels" in shapes
     return task.compiled(problem, keep_adjoints=keep_adjoints)
 

@@ -79,12 +79,23 @@ def _cheaper(problem: Problem) -> str:
     updates, batch = problem.batches.shape
     faster = conditional_is_faster(problem.net.width, updates, batch)
     first, second = ("conditional", "dense") if faster else ("dense", "conditional")
-    needed = {name: _bytes(problem, name) for name in (first, second)}
-    if needed[first] > memory.SMALL:
-        available = memory.available_bytes()
-        if available is not None and needed[second] <= available < needed[first]:
-            return second
-    return first
+    if _is_small(problem):
+        return first
+    available = memory.available_bytes()
+    if available is None or _bytes(problem, first) <= available:
+        return first
+    return second if _bytes(problem, second) <= available else first
+
+
+def _is_small(problem: Problem) -> bool:
+    """Whether either engine takes so little that to ask takes as long as to run.
+
+    By a bound on both, in numbers of eight bytes: two matrices a layer, or four bases and images
+    and nine small matrices, with the features and whatever belongs to inputs and outputs.
+    """
+    net, (updates, batch) = problem.net, problem.batches.shape
+    rows = net.width + net.inputs + net.outputs + batch
+    return bool(64.0 * (net.depth + 1) * rows * (rows + updates * batch) <= memory.SMALL)
 
 
 def _bytes(problem: Problem, engine: str) -> float:

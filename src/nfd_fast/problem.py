@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ class Problem:
         """The batch (B,) of the last recorded pass: batch 0 of the whole run."""
         return self.batches[0] if self.start is None else self.start.first_batch
 
+    @cached_property
     def record_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every array to be recorded."""
+        """The shape of every array to be recorded."""
         updates, batch = self.batches.shape
         return observables.shapes(
             self.record,
@@ -74,7 +76,7 @@ class Problem:
 
     def record_bytes(self) -> float:
         """Return the memory that the records take."""
-        return sum(8.0 * math.prod(map(float, s)) for s in self.record_shapes().values())
+        return sum(8.0 * math.prod(map(float, s)) for s in self.record_shapes.values())
 
 
 def answers(

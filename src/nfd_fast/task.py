@@ -91,7 +91,7 @@ def run(
     threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
     memory.require(bytes_needed(problem, task, engine), way_out)
-    records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes().items()}
+    records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes.items()}
     state = None if problem.start is None else problem.start.arrays
     try:
         divergences = task.run(
