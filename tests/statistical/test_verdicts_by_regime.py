@@ -79,17 +79,39 @@ def test_readout_only(measured: Measure) -> None:
     rates = measured(("noise", "coupling"), train=("readout",))
     found = verdicts(rates)
     assert found["forward_per_layer"] == found["forward_accumulated"] == HOLDS
-    assert rates.row("forward_accumulated").note.startswith("none seen")
+    assert rates.row("forward_accumulated").note.startswith("zero to rounding")
     assert abs(rates.row("forward_accumulated").last.estimate) < 1e-15
     assert found["network_features"] == found["nfd_features"] == HOLDS
     assert found["backward_accumulated"] == FAILS
 
 
+def test_nothing_learned(measured: Measure) -> None:
+    """No forward coupling, exactly; of the backward one, only its sampling is there.
+
+    Rates of learning that are small are not zero: the same table sees the coupling stay.
+    """
+    rates = measured(("coupling",), learning_rate=0.0)
+    for name in ("forward_per_layer", "forward_accumulated"):
+        assert rates.row(name).verdict == HOLDS
+        assert rates.row(name).note.startswith("zero to rounding")
+    assert rates.row("backward_accumulated").verdict == UNDECIDED
+    small = measured(("coupling",), learning_rate=0.03)
+    assert small.row("forward_accumulated").verdict == FAILS
+    assert small.row("backward_accumulated").verdict == UNDECIDED
+
+
 def test_zero_residual(measured: Measure) -> None:
-    """Neither coupling is told from zero, by enough replicas that the bound means something."""
-    found = verdicts(measured(("coupling",), targets="zero", replicas=64))
+    """Outputs are zero but for 1/√n: the couplings are not told from zero, and not said to be it.
+
+    The bound is far below what the same problem has with a residual, so that it means something.
+    """
+    rates = measured(("coupling",), targets="zero", replicas=64)
+    learning = measured(("coupling",))
     for way in ("forward", "backward"):
-        assert found[f"{way}_per_layer"] == found[f"{way}_accumulated"] == HOLDS
+        row = rates.row(f"{way}_accumulated")
+        assert row.verdict == UNDECIDED
+        assert row.note.startswith("none seen")
+        assert row.last.high < learning.row(f"{way}_accumulated").last.low / 20
 
 
 def test_short_horizons(measured: Measure) -> None:

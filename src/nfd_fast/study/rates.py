@@ -25,7 +25,7 @@ from nfd_fast.study.measurements import (
     enough_neurons,
 )
 from nfd_fast.study.progress import Meter, choose_meter
-from nfd_fast.study.verdicts import Claim, Row, judge
+from nfd_fast.study.verdicts import LEAST_REPLICAS, Claim, Row, judge
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,7 +45,7 @@ SOURCES = {
 """Who makes a claim."""
 DEPTHS_AT_INITIALISATION = (8, 16, 32, 64)
 """Divisors of the grid of times on which the kernels of infinite depth are known."""
-KERNEL_REPLICAS = 128
+KERNEL_REPLICAS = 512
 """Networks per width at initialisation; they are small."""
 COUPLING_FACTOR = 4
 """How many times more replicas there are of couplings: they are cheap, and vary much."""
@@ -336,8 +336,9 @@ def _initial_depth(config: RatesConfig) -> list[Row]:
     sizes = np.array(DEPTHS_AT_INITIALISATION, dtype=float)
     rows = []
     for what, found in errors.items():
-        # Two equal rows: there is no chance in them, and their interval is a point.
-        rows.append(judge(CLAIMS[f"initial_{what}_depth"], sizes, np.tile(found, (2, 1))))
+        # Equal replicas: there is no chance in them, and their interval is a point.
+        replicas = np.tile(found, (LEAST_REPLICAS, 1))
+        rows.append(judge(CLAIMS[f"initial_{what}_depth"], sizes, replicas))
     return rows
 
 
@@ -358,13 +359,12 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
     rows = []
     for pair in ("nfd", "network", "coupled"):
         for what in ("features", "adjoints"):
-            columns, floor = [], []
+            columns = []
             for depth in config.depths:
                 name = f"{pair}_{what}_{depth}"
                 errors = without_floor(narrow[name], wide[name])
-                worst, (layer,) = worst_layers(errors[:, None])
+                worst, _ = worst_layers(errors[:, None])
                 columns.append(worst[:, 0])
-                floor.append(narrow[name][:, layer].mean() - worst.mean())
             claim = CLAIMS[f"{pair}_{what}"]
             # Systems of as many particles differ by no floor: only networks and NFD do.
             own = config.flagged() if pair == "network" else None
@@ -375,7 +375,6 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
                     np.stack(columns, axis=1),
                     flagged=own,
                     resolution=ROUNDING,
-                    floor=np.array(floor),
                 )
             )
     return rows
@@ -410,7 +409,6 @@ def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
                     errors,
                     flagged=config.flagged(),
                     resolution=ROUNDING,
-                    floor=narrow.mean(axis=0) - errors.mean(axis=0),
                 )
             )
     return rows

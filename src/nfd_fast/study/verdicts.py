@@ -2,7 +2,8 @@
 
 A claim is an exponent: the quantity falls at least like size^exponent. Its verdict compares that
 with the measured exponent's confidence interval, leaving a quarter for what finite sizes add to or
-take from an exponent; the alternatives that theory knows are half a power apart or more.
+take from an exponent; the alternatives that theory knows are half a power apart or more. What was
+not seen, to fall or to stay, is undecided: only zeros to rounding need no fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SEEN = 0.999
 """Confidence with which a mean must differ from zero, or a bend from none, to be seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
+LEAST_REPLICAS = 8
+"""Replicas that a verdict needs; with fewer, bootstrap intervals cover far less than they say."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,6 @@ def judge(
     *,
     flagged: NDArray[np.bool_] | None = None,
     resolution: float = 0.0,
-    floor: Array | None = None,
 ) -> Row:
     """Return the verdict on a claim.
 
@@ -118,24 +120,24 @@ def judge(
     flagged : (S,) of bool, optional
         Sizes at which the measurement doesn't mean what it should: shown, not fitted.
     resolution : float
-        What rounding can be: a mean below that counts as zero.
-    floor : (S,), optional
-        What was subtracted from the mean at each size. What is not seen is said to be nothing only
-        if it is at most half of that.
+        What rounding can be: what is at most that, interval and all, is zero.
 
     Returns
     -------
     Row
         For a claim of decay: it holds if the whole interval of the exponent lies below the claimed
-        one plus :data:`MARGIN`; it does not hold if the whole interval lies above. Where nothing is
-        seen, it holds if what there can be is too little to matter (``floor``); where something is
-        seen at fewer sizes than a fit needs, if what there can be at the others is little enough.
-        For a claim that something stays away from zero (exponent 0), it
-        holds if all means are seen and the interval lies above minus :data:`MARGIN`.
+        one plus :data:`MARGIN`; it does not hold if the whole interval lies above. Where the
+        quantity is zero to rounding, it holds; where it is not seen, that is undecided, and the
+        note says what could have been seen. Where something is seen at fewer sizes than a fit
+        needs, it holds if what there can be at the larger ones is little enough. For a claim that
+        something stays away from zero (exponent 0), it holds if all means are seen and the interval
+        lies above minus :data:`MARGIN`; it does not if some are zero to rounding or the interval
+        lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
-    means = mean_intervals(errors)
-    seen = (mean_intervals(errors, SEEN).low > 0) & (means.estimate > resolution)
+    means, doubted = mean_intervals(errors), mean_intervals(errors, SEEN)
+    seen = (doubted.low > 0) & (means.estimate > resolution)
+    zero = (np.abs(means.low) <= resolution) & (np.abs(means.high) <= resolution)
     notes = []
     if flagged.any():
         notes.append(f"{claim.size} {_listed(sizes[flagged])} flagged: n < 30 q L")
@@ -153,23 +155,29 @@ def judge(
         return Row(claim, sizes, means, used, rate, bends, exponent, verdict, text)
 
     kept = ~flagged
+    if len(errors) < LEAST_REPLICAS:
+        return row(UNDECIDED, f"fewer than {LEAST_REPLICAS} replicas")
     if kept.sum() < LEAST_SIZES:
         return row(UNDECIDED, f"fewer than {LEAST_SIZES} sizes left")
     stays = claim.exponent == 0
+    if zero[kept].all():
+        most = max(float(np.abs(errors[:, kept]).max()), resolution)
+        return row(FAILS if stays else HOLDS, f"zero to rounding: at most {most:.0e}")
+    if stays and (zero & kept).any():
+        return row(FAILS, f"zero to rounding at {claim.size} {_listed(sizes[kept & zero])}")
     if not (seen & kept).any():
-        most = max(float(means.high[kept].max()), resolution)
-        enough = resolution if floor is None else np.maximum(resolution, floor[kept] / 2)
-        nothing = bool((means.high[kept] <= enough).all())
-        verdict = FAILS if stays else HOLDS if nothing else UNDECIDED
-        return row(verdict, f"none seen: at most {most:.1e}")
-    if stays and not seen[kept].all():
-        return row(FAILS, f"zero at {claim.size} {_listed(sizes[kept & ~seen])}")
+        most = float(means.high[kept].max())
+        visible = float((doubted.high - doubted.estimate)[kept].min())
+        words = f"none seen: at most {most:.1e}; what is below {visible:.1e} could not be"
+        return row(UNDECIDED, words)
     used = kept & seen
     if (kept & ~seen).any():
         notes.append(f"none seen at {claim.size} {_listed(sizes[kept & ~seen])}")
+        if stays:
+            return row(UNDECIDED, "too close to zero to be told from it")
     if used.sum() < LEAST_SIZES:
         first = int(np.flatnonzero(used)[0])
-        line = means.estimate[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
+        line = means.low[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
         later = kept & (np.arange(len(sizes)) > first)
         below = bool(later.any() and (means.high[later] <= line[later]).all())
         return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
