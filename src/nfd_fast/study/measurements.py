@@ -81,13 +81,18 @@ class RateProblem(Problem):
         sign = 1.0 - 2.0 * (self.dataset.labels % 2)
         return sign if self.targets == "parity" else np.zeros_like(sign)
 
+    @property
+    def dependent_adjoints(self) -> bool:
+        """Whether adjoints of the last layer are dependent: fewer outputs than samples, C < B."""
+        return self.outputs < self.batch
+
     def independent_layers(self, depth: int) -> int:
         """Return how many of the layers can have adjoints that are well independent.
 
-        With fewer outputs than samples those of the last layer are dependent by construction, and
-        those next to it nearly so: then only the first half counts.
+        Where those of the last layer are dependent by construction, those next to it are nearly so:
+        then only the first half counts.
         """
-        return depth if self.outputs >= self.batch else max(depth // 2, 1)
+        return max(depth // 2, 1) if self.dependent_adjoints else depth
 
     def net(self, width: int, depth: int) -> ResNet:
         """Return a network for it."""

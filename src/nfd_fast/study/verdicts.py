@@ -79,8 +79,9 @@ class Row:
         Widths or depths.
     errors : Intervals
         (S,) means over replicas.
-    used : (S,) of bool
-        Which sizes were fitted.
+    flagged, seen, used : (S,) of bool
+        At which sizes the measurement doesn't mean what it should, where it is told from zero, and
+        which sizes were fitted.
     rate : Rate or None
         The fit, if there was enough to fit.
     bends : bool
@@ -93,6 +94,8 @@ class Row:
     claim: Claim
     sizes: Array
     errors: Intervals
+    flagged: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
     used: NDArray[np.bool_]
     rate: Rate | None
     bends: bool
@@ -102,8 +105,10 @@ class Row:
 
     @property
     def constant(self) -> float:
-        """The fitted quantity at size 1; NaN without a fit."""
-        return math.nan if self.rate is None else self.rate.constant
+        """What size^exponent is multiplied with at large sizes; NaN without a fit."""
+        if self.rate is None:
+            return math.nan
+        return self.rate.tail_constant if self.bends else self.rate.constant
 
     @property
     def last(self) -> Interval:
@@ -169,7 +174,7 @@ def judge(
     ) -> Row:
         used = np.zeros(len(sizes), dtype=bool) if used is None else used
         text = "; ".join([*notes, note] if note else notes)
-        return Row(claim, sizes, means, used, rate, bends, exponent, verdict, text)
+        return Row(claim, sizes, means, flagged, seen, used, rate, bends, exponent, verdict, text)
 
     kept = ~flagged
     if len(errors) < LEAST_REPLICAS:
@@ -252,13 +257,18 @@ def with_part(row: Row, part: Row, name: str) -> Row:
     verdict = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
     words = f"{name}: {part.last.estimate:.1e} ± {(part.last.high - part.last.low) / 2:.0e}"
     if part.exponent is not None:
-        interval = part.exponent
-        words += f", exponent {interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+        words += f", exponent {interval_text(part.exponent)}{'*' if part.bends else ''}"
     words += f", {part.verdict}"
     if part.note:
         words += f" ({part.note})"
     note = "; ".join([row.note, words] if row.note else [words])
     return replace(row, verdict=verdict, note=note)
+
+
+def interval_text(interval: Interval) -> str:
+    """Return an exponent with its interval, without negative zeros."""
+    estimate, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in interval)
+    return f"{estimate} [{low}, {high}]"
 
 
 def _listed(sizes: Array) -> str:
