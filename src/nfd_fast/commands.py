@@ -86,7 +86,8 @@ def rates(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         statistics.require()
         plots.require()
         result = run_rates(config)
-        files = {**rates_report.files(result), **rates_plots.files(result)}
+        files = rates_report.files(result, options.words)
+        files |= rates_plots.files(result, options.words)
         section = rates_report.section(result, options.words)
         _finish(config, rates_report.text(result), files, section, result.computed)
 

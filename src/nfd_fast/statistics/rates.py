@@ -28,6 +28,8 @@ class Rate(NamedTuple):
     tail, tail_low, tail_high : float
         The exponent at large sizes of error ≈ constant · size^tail · exp(c / size), and its
         confidence interval: where the bend leads, if it dies out like 1 / size.
+    tail_constant : float
+        That constant.
     """
 
     slope: float
@@ -40,6 +42,7 @@ class Rate(NamedTuple):
     tail: float
     tail_low: float
     tail_high: float
+    tail_constant: float
 
     @property
     def asymptotic(self) -> bool:
@@ -127,7 +130,7 @@ def fit_rate(
     slope_of = np.linalg.pinv(np.vander(centred, 2))[0]
     # The slope of a c² + … changes by 2 a over a unit of c, and half apart lie the halves' middles.
     bend_of = 2 * half * np.linalg.pinv(np.vander(centred, 3))[0]
-    tail_of = np.linalg.pinv(np.stack([centred, np.ones_like(x), x.min() / x], axis=1))[0]
+    tail_of, end_of, _ = np.linalg.pinv(np.stack([centred, np.ones_like(x), x.min() / x], axis=1))
 
     exponents = exponents_of(rows)
     rows = np.ldexp(rows, -exponents)
@@ -147,4 +150,6 @@ def fit_rate(
 
     slope, low, high = interval(slope_of)
     constant = float(np.exp(fitted.mean() - slope * logs.mean()))
-    return Rate(slope, low, high, constant, *interval(bend_of), *interval(tail_of))
+    tail = interval(tail_of)
+    tail_constant = float(np.exp(fitted @ end_of - tail[0] * logs.mean()))
+    return Rate(slope, low, high, constant, *interval(bend_of), *tail, tail_constant)

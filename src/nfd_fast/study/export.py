@@ -20,6 +20,15 @@ def require() -> None:
         raise MissingExtraError("the data behind a figure", "xarray", "study") from None
 
 
+def _origin(command: str, seed: int) -> dict[str, str]:
+    return {"command": command, "seed": str(seed), "nfd_fast": nfd_fast.__version__}
+
+
+def origin_lines(*, command: str, seed: int) -> str:
+    """Return the first lines of a CSV file: what makes the data again."""
+    return "".join(f"# {key}: {value}\n" for key, value in _origin(command, seed).items())
+
+
 def files(name: str, dataset: xr.Dataset, *, command: str, seed: int) -> dict[str, bytes]:
     """Return the content of ``<name>.csv`` and ``<name>.nc``.
 
@@ -32,9 +41,9 @@ def files(name: str, dataset: xr.Dataset, *, command: str, seed: int) -> dict[st
         What makes the data again; the first lines of the CSV file, which start with #, and the
         attributes of the NetCDF file have them, and the package's version.
     """
-    origin = {"command": command, "seed": str(seed), "nfd_fast": nfd_fast.__version__}
     table = dataset.to_dataframe().dropna(how="all").reset_index()
-    lines = "".join(f"# {key}: {value}\n" for key, value in origin.items())
-    csv = lines + table.to_csv(index=False, lineterminator="\n")
-    netcdf = dataset.assign_attrs({**dataset.attrs, **origin}).to_netcdf(engine="scipy")
+    csv = origin_lines(command=command, seed=seed)
+    csv += table.to_csv(index=False, lineterminator="\n")
+    attributes = dataset.attrs | _origin(command, seed)
+    netcdf = dataset.assign_attrs(attributes).to_netcdf(engine="scipy")
     return {f"{name}.csv": csv.encode(), f"{name}.nc": bytes(netcdf)}

@@ -35,6 +35,8 @@ PAIRS = {
     "coupled": ("reused", "reused"),
 }
 """Backward weights of the networks and of the finer reference that they are compared with."""
+APART = "apart"
+"""Name of the pair of one depth: a network with reused weights and its decoupled twin."""
 COUPLINGS = {"forward": "coupling", "backward": "backward_coupling"}
 
 
@@ -79,13 +81,18 @@ class RateProblem(Problem):
         sign = 1.0 - 2.0 * (self.dataset.labels % 2)
         return sign if self.targets == "parity" else np.zeros_like(sign)
 
+    @property
+    def dependent_adjoints(self) -> bool:
+        """Whether adjoints of the last layer are dependent: fewer outputs than samples, C < B."""
+        return self.outputs < self.batch
+
     def independent_layers(self, depth: int) -> int:
         """Return how many of the layers can have adjoints that are well independent.
 
-        With fewer outputs than samples those of the last layer are dependent by construction, and
-        those next to it nearly so: then only the first half counts.
+        Where those of the last layer are dependent by construction, those next to it are nearly so:
+        then only the first half counts.
         """
-        return depth if self.outputs >= self.batch else max(depth // 2, 1)
+        return max(depth // 2, 1) if self.dependent_adjoints else depth
 
     def net(self, width: int, depth: int) -> ResNet:
         """Return a network for it."""
@@ -117,7 +124,9 @@ class Measurement(RateProblem, ABC):
     def description(self) -> str:
         """Canonical JSON of everything the numbers depend on, the package's version included."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata}
-        return self.describe(measurement=type(self).__name__, **own)
+        # A version that measures more must not take what another has stored for all of it.
+        arrays = sorted(self.shapes())
+        return self.describe(measurement=type(self).__name__, arrays=arrays, **own)
 
     @property
     def key(self) -> str:
@@ -216,7 +225,9 @@ class StrongErrorCell(Measurement):
     """Squared errors on shared noise against 8 times as many layers, at several depths.
 
     For each of :data:`PAIRS`, each depth L and each quantity: mean over neurons and batch at every
-    layer, of the features of the last pass and of the adjoints of the last backward pass.
+    layer, of the features of the last pass and of the adjoints of the last backward pass. The same
+    between the networks with reused and with independent weights of one depth, :data:`APART`: there
+    no error of discretisation hides what only the weights make.
     """
 
     depths: tuple[int, ...]
@@ -238,7 +249,7 @@ class StrongErrorCell(Measurement):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
-        names = [f"{pair}_{what}" for pair in PAIRS for what in ("features", "adjoints")]
+        names = [f"{pair}_{what}" for pair in (*PAIRS, APART) for what in ("features", "adjoints")]
         names.append("initial_features")
         return {f"{name}_{L}": (self.replicas, L + 1) for name in names for L in self.depths}
 
@@ -273,6 +284,12 @@ class StrongErrorCell(Measurement):
                     found[f"{pair}_adjoints_{depth}"].append(errors.adjoints[0, -1])
                     if pair == "nfd":
                         found[f"initial_features_{depth}"].append(errors.features[0, 0])
+                for what in ("features", "adjoints"):
+                    ours, twin = (
+                        np.asarray(runs[backward].observables[what])[0, -1]
+                        for backward in ("reused", "decoupled")
+                    )
+                    found[f"{APART}_{what}_{depth}"].append(((ours - twin) ** 2).mean(axis=(1, 2)))
         return {name: np.array(rows) for name, rows in found.items()}
 
     def bytes(self) -> float:

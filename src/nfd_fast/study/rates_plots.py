@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from nfd_fast.study import rates_report
 from nfd_fast.study.plots import images
-from nfd_fast.study.rates import Rates
+from nfd_fast.study.rates import HALF, Rates
 from nfd_fast.study.report import CONFIDENCE
-from nfd_fast.study.verdicts import Row
+from nfd_fast.study.verdicts import LEAST_SIZES, UNDECIDED, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,11 +100,15 @@ _PANELS = {
     ),
 }
 ALL = tuple(_PANELS)
+_LEGEND = (
+    "Lines join the points. Numbers: exponents of fitted powers; *: the points bend, and it is a "
+    "of the fit c · size^a · exp(b/size)"
+)
 FIGURE_1 = ("width", "depth", "nfd", "coupled")
 
 
 def figure(rates: Rates, panels: Sequence[str] = ALL, columns: int = 3) -> Figure:
-    """Draw rows of the table with confidence intervals and exponents; thin lines are slopes.
+    """Draw rows of the table with confidence intervals and exponents; dotted lines are slopes.
 
     Hollow points were not fitted: they are flagged, or not told from zero.
     """
@@ -117,9 +122,9 @@ def figure(rates: Rates, panels: Sequence[str] = ALL, columns: int = 3) -> Figur
         _draw(axes, panel, [rates.row(curve.claim) for curve in panel.curves])
     words = (
         f"{rates.config.dataset.title}: {rates_report.caption(rates.config)}. "
-        f"{rates_report.sizes(rates.config).capitalize()}. Bars: {CONFIDENCE:.0%} confidence "
-        "intervals. Numbers: exponents; thin grey lines: the slopes named beside them; hollow: not "
-        "fitted."
+        f"{rates_report.sizes(rates.config)}. Bars: {CONFIDENCE:.0%} confidence "
+        f"intervals. {_LEGEND}; dotted grey: the slopes named beside them; hollow points: not "
+        "fitted; means that are not positive are left out."
     )
     drawing.supxlabel(textwrap.fill(words, 63 * columns), fontsize=8.5, color="0.3")
     return drawing
@@ -142,7 +147,7 @@ def coupling_figure(rates: Rates) -> Figure:
         _draw(panel, words, [rates.row(curve.claim) for curve in curves])
     words_below = (
         f"{rates.config.dataset.title}: {rates_report.caption(rates.config)}. n = "
-        f"{rates.config.neurons} and twice that, without what falls like 1/n. Numbers: exponents. "
+        f"{rates.config.neurons} and twice that, without what falls like 1/n. {_LEGEND}. "
         "Accumulated: the coupling terms of all layers added up before squaring."
     )
     drawing.supxlabel(textwrap.fill(words_below, 140), fontsize=8.5, color="0.3")
@@ -155,11 +160,7 @@ def _draw(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     if panel.logarithmic:
         axes.set_yscale("log")
     for curve, row in zip(panel.curves, rows, strict=True):
-        label = curve.label
-        if row.exponent is not None:
-            label += f": {row.exponent.estimate:.2f}"
-        elif not row.used.any() and (row.errors.high > 0).any():
-            label += ": none seen"
+        label = curve_label(curve.label, row)
         shown = (row.errors.estimate > 0) & (row.errors.estimate > 1e-16)
         x, y = row.sizes[shown], row.errors.estimate[shown]
         low = np.maximum(row.errors.low[shown], y / 30)  # what reaches zero leaves the axis
@@ -187,9 +188,28 @@ def _draw(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     bottom, top = axes.get_ylim()
     if panel.logarithmic:
         axes.set_ylim(bottom / 1.6, top * (top / bottom) ** 0.34)  # room for the legend
+        if top < 100 * bottom:  # powers of ten alone would be too few to read
+            from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            anywhere = (math.inf, math.inf)
+            axes.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=anywhere))
     else:
         axes.set_ylim(0, 1.3 * top)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", handlelength=2.6)
+
+
+def curve_label(words: str, row: Row) -> str:
+    """Return what a legend says of a curve: of which layers, its exponent or why it has none."""
+    if row.claim.text.startswith(HALF):
+        words += f", {HALF}"
+    if row.exponent is not None:
+        return f"{words}: {round(row.exponent.estimate, 2) + 0.0:.2f}{'*' if row.bends else ''}"
+    if row.flagged.sum() > len(row.sizes) - LEAST_SIZES:
+        return f"{words}: flagged"
+    if row.seen.any():
+        return f"{words}: not fitted"
+    return f"{words}: none seen" if row.verdict == UNDECIDED else f"{words}: zero"
 
 
 def _draw_slopes(axes: Axes, slopes: Sequence[int], rows: Sequence[Row]) -> None:
@@ -207,6 +227,6 @@ def _draw_slopes(axes: Axes, slopes: Sequence[int], rows: Sequence[Row]) -> None
         )
 
 
-def files(rates: Rates) -> dict[str, bytes]:
+def files(rates: Rates, command: str) -> dict[str, bytes]:
     """Return the content of ``rates.png`` and ``rates.svg``; the same result, the same bytes."""
-    return images("rates", lambda: figure(rates))
+    return images("rates", lambda: figure(rates), command=command, seed=rates.config.seed)

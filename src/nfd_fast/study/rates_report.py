@@ -8,11 +8,18 @@ import math
 import textwrap
 
 from nfd_fast.statistics import FINER
+from nfd_fast.study import export
 from nfd_fast.study.measurements import RateProblem
 from nfd_fast.study.page import Section
-from nfd_fast.study.rates import SOURCES, Rates, RatesConfig
+from nfd_fast.study.rates import (
+    COUPLING_FACTOR,
+    KERNEL_REPLICAS,
+    SOURCES,
+    Rates,
+    RatesConfig,
+)
 from nfd_fast.study.report import CONFIDENCE, counted
-from nfd_fast.study.verdicts import MARGIN, Row
+from nfd_fast.study.verdicts import HIDDEN, LEAST_REPLICAS, MARGIN, Row, interval_text
 
 WIDTH = 112
 """Characters of a line."""
@@ -29,36 +36,45 @@ def caption(config: RateProblem) -> str:
         f"trained: {', '.join(config.train)}",
         f"batch {config.batch}",
         counted(config.updates, "update"),
-        counted(config.replicas, "replica"),
+        ensembles(config),
         f"seed {config.seed}",
         config.dtype,
     ]
     return "; ".join(words)
 
 
+def ensembles(config: RateProblem) -> str:
+    """Say how many networks there are of each size."""
+    words = counted(config.replicas, "replica")
+    if isinstance(config, RatesConfig):
+        many = COUPLING_FACTOR * config.replicas
+        words += f" on shared noise, {many} of couplings and eigenvalues, {KERNEL_REPLICAS} of "
+        words += "initial kernels"
+    return words
+
+
 def sizes(config: RatesConfig) -> str:
     """Say how wide and deep the networks were."""
     return (
-        f"depths {', '.join(map(str, config.depths))} against {FINER * max(config.depths)} layers; "
+        f"Depths {', '.join(map(str, config.depths))} against {FINER * max(config.depths)} layers; "
         f"n = {config.neurons}, and {2 * config.neurons} to take off what falls like 1/n; initial "
-        f"kernels at n = {', '.join(map(str, config.widths))}"
+        f"kernels at n = {', '.join(map(str, config.widths))} and L = {max(config.depths)}, and at "
+        f"n = ∞ and L = {', '.join(map(str, config.initial_depths))}"
     )
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str, str]:
     """Return the entries of one line; see :data:`HEAD`."""
-    exponent, last = row.exponent, row.last
+    last, half = row.last, (row.last.high - row.last.low) / 2
     star = "*" if row.bends else ""
-    interval = "-"
-    if exponent is not None:
-        interval = f"{exponent.estimate:.2f} [{exponent.low:.2f}, {exponent.high:.2f}]{star}"
-        interval = interval.replace("-0.00", "0.00")
+    interval = "-" if row.exponent is None else interval_text(row.exponent) + star
+    exact = half <= 1e-12 * abs(last.estimate)  # no chance in it
     return (
         row.claim.text,
         row.claim.source,
         interval,
         "-" if math.isnan(row.constant) else f"{row.constant:.2g}",
-        f"{last.estimate:.1e} ± {(last.high - last.low) / 2:.0e}",
+        f"{last.estimate:.1e}" + ("" if exact else f" ± {half:.0e}"),
         row.verdict,
     )
 
@@ -66,11 +82,14 @@ def cells(row: Row) -> tuple[str, str, str, str, str, str]:
 def explanation() -> str:
     """Say what the columns mean."""
     return (
-        f"Exponent: of the mean square in depth or width, with its {CONFIDENCE:.0%} interval; *: "
-        "the points bend, and it is where they lead as sizes grow. "
-        "Constant: the fitted value at size 1. A claim of decay holds if the whole interval lies "
-        f"below the claimed exponent + {MARGIN}, and does not if all of it lies above; what stays "
-        f"above 0 must not fall faster than size^-{MARGIN}. From: "
+        f"Exponent: a of the mean square c · size^a, with its {CONFIDENCE:.0%} interval; *: the "
+        "points bend beyond doubt, and it is a of c · size^a · exp(b/size), where a bend that dies "
+        "out leads; on the way to a constant that is no power yet. Constant: c of the same fit. A "
+        "claim of decay holds if the whole interval lies below the claimed exponent + "
+        f"{MARGIN} and a constant of more than {HIDDEN:.0%} of the last value is excluded, or if "
+        "the values are zero to rounding; it does not hold if the whole interval lies above. What "
+        f"stays above 0 must not fall faster than size^-{MARGIN}. What is not seen, and what fewer "
+        f"than {LEAST_REPLICAS} replicas show, is undecided. From: "
         + "; ".join(f"{name} = {words}" for name, words in SOURCES.items())
         + "."
     )
@@ -97,17 +116,23 @@ def text(rates: Rates) -> str:
             entries = (*entries[:-1], f"{entries[-1]} [{len(notes)}]")
         lines.append(line(entries))
     if notes:
-        lines += ["", *(f"[{number}] {note}" for number, note in enumerate(notes, 1))]
+        lines.append("")
+        for number, note in enumerate(notes, 1):
+            lines += textwrap.wrap(f"[{number}] {note}", WIDTH, subsequent_indent="    ")
     lines += ["", *textwrap.wrap(explanation(), WIDTH)]
     return "\n".join(lines) + "\n"
 
 
-def csv_text(rates: Rates) -> str:
-    """Return the table with all digits, a line per claim and size, for other programs."""
+def csv_text(rates: Rates, command: str) -> str:
+    """Return the table with all digits, a line per claim and size, for other programs.
+
+    Its first lines start with # and say what makes it again.
+    """
     file = io.StringIO()
+    file.write(export.origin_lines(command=command, seed=rates.config.seed))
     writer = csv.writer(file, lineterminator="\n")
     fit = ["slope", "slope_low", "slope_high", "constant", "bend", "bend_low", "bend_high"]
-    fit += ["tail", "tail_low", "tail_high"]
+    fit += ["tail", "tail_low", "tail_high", "tail_constant"]
     names = [
         "claim",
         "source",
@@ -119,11 +144,13 @@ def csv_text(rates: Rates) -> str:
         "high",
         "fitted",
     ]
-    exponents = ["exponent", "exponent_low", "exponent_high"]
+    exponents = ["bends", "exponent", "exponent_low", "exponent_high", "exponent_constant"]
     writer.writerow([*names, *fit, *exponents, "verdict", "note"])
     for row in rates.rows:
         rate = [""] * len(fit) if row.rate is None else list(map(repr, row.rate))
-        exponent = [""] * 3 if row.exponent is None else list(map(repr, row.exponent))
+        exponent = [""] * len(exponents)
+        if row.exponent is not None:
+            exponent = [str(int(row.bends)), *map(repr, row.exponent), repr(row.constant)]
         claim = [row.claim.name, row.claim.source, row.claim.size, f"{row.claim.exponent:g}"]
         for place, size in enumerate(row.sizes):
             measured = [repr(float(bound[place])) for bound in row.errors]
@@ -134,9 +161,9 @@ def csv_text(rates: Rates) -> str:
     return file.getvalue()
 
 
-def files(rates: Rates) -> dict[str, bytes]:
+def files(rates: Rates, command: str) -> dict[str, bytes]:
     """Return the content of ``rates.txt`` and ``rates.csv``."""
-    return {"rates.txt": text(rates).encode(), "rates.csv": csv_text(rates).encode()}
+    return {"rates.txt": text(rates).encode(), "rates.csv": csv_text(rates, command).encode()}
 
 
 def section(rates: Rates, command: str) -> Section:
@@ -147,7 +174,7 @@ def section(rates: Rates, command: str) -> Section:
         name="rates",
         title="Claims about infinite width and depth, put to the test",
         command=command,
-        text=f"{config.dataset.title}: {caption(config)}; {sizes(config)}.",
+        text=f"{config.dataset.title}: {caption(config)}. {sizes(config)}.",
         head=HEAD,
         rows=[cells(row) for row in rates.rows],
         notes=[explanation(), *(f"{row.claim.text}: {row.note}" for row in noted)],
