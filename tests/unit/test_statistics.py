@@ -44,6 +44,55 @@ def test_coverage_of_the_mean(replicas):
     assert COVERED[0] < np.mean((low <= 5.0) & (high >= 5.0)) < COVERED[1]
 
 
+@pytest.mark.parametrize("replicas", [5, 8, 48])
+def test_coverage_of_the_mean_without_skewness(replicas):
+    """Where there is none, the correction for it costs nothing from R = 4 on.
+
+    94.2 % at R = 5, in 80,000 simulations: 93 % lies 14 standard errors away.
+    """
+    draws = np.random.default_rng(8).normal(5.0, 2.0, size=(replicas, 20 * SIMULATIONS))
+    _, low, high = mean_intervals(draws, skewed=True)
+    assert COVERED[0] < np.mean((low <= 5.0) & (high >= 5.0)) < COVERED[1]
+
+
+@pytest.mark.parametrize("replicas", [12, 16, 32, 128])
+@pytest.mark.parametrize("squares", [1, 2, 8])
+def test_coverage_of_the_mean_of_squares(squares, replicas):
+    """χ², of skewness √(8/squares): Student's interval covers 88 % of one square at R = 16.
+
+    Of 80,000 simulations; the corrected one covers at least 94.2 % at these sizes, from which 93 %
+    lies 14 standard errors away.
+    """
+    rng = np.random.default_rng(9)
+    draws = rng.chisquare(squares, size=(replicas, 20 * SIMULATIONS))
+    _, low, high = mean_intervals(draws, skewed=True)
+    assert COVERED[0] < np.mean((low <= squares) & (high >= squares)) < COVERED[1]
+
+
+def test_students_interval_does_not_cover_the_mean_of_squares():
+    """What the correction is for."""
+    draws = np.random.default_rng(10).chisquare(1, size=(16, SIMULATIONS))
+    _, low, high = mean_intervals(draws)
+    assert np.mean((low <= 1) & (high >= 1)) < 0.91
+
+
+def test_the_correction_inverts_the_cubic_of_hall():
+    """At a bound b, t = (mean − b)/error satisfies t + a t² + a² t³/3 + a/2 = ± quantile."""
+    draws = np.random.default_rng(11).gamma(0.7, size=13)
+    _, low, high = mean_intervals(draws, skewed=True)
+    a = stats.skew(draws, bias=False) / (3 * math.sqrt(13))
+    for bound, sign in ((low, 1), (high, -1)):
+        t = (draws.mean() - bound) / stats.sem(draws)
+        cubic = t + a * t**2 + a**2 * t**3 / 3 + a / 2
+        assert cubic == pytest.approx(sign * stats.t.ppf(0.975, 12), rel=1e-10)
+
+
+@pytest.mark.parametrize("draws", [[1.0, 2.0], [3.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0], [5.0]])
+def test_without_skewness_the_interval_is_students(draws):
+    corrected, plain = mean_intervals(draws, skewed=True), mean_intervals(draws)
+    np.testing.assert_allclose(corrected, plain, rtol=1e-14)
+
+
 @pytest.mark.parametrize("correlation", [-0.5, 0.0, 0.9])
 @pytest.mark.parametrize("replicas", [4, 16])
 def test_coverage_of_the_gap(replicas, correlation):
@@ -101,6 +150,8 @@ def test_the_scale_of_the_draws_does_not_matter(exponent):
     scaled = np.ldexp(base, exponent)
     expected = np.ldexp(mean_interval(base), exponent)
     assert mean_interval(scaled) == tuple(expected)
+    corrected = mean_intervals(base, skewed=True)
+    assert mean_intervals(scaled, skewed=True) == tuple(np.ldexp(corrected, exponent))
     gap = relative_gap_interval(scaled, np.ldexp(other, exponent))
     assert gap == relative_gap_interval(base, other)
 

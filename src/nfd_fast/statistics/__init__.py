@@ -24,9 +24,10 @@ from nfd_fast.statistics.intervals import (
     run_intervals,
 )
 from nfd_fast.statistics.moments import Moments
-from nfd_fast.statistics.rates import RESAMPLES, Rate, fit_rate
+from nfd_fast.statistics.rates import ENOUGH, RESAMPLES, Rate, fit_rate
 
 __all__ = [
+    "ENOUGH",
     "FINER",
     "RESAMPLES",
     "Interval",

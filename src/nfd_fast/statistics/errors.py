@@ -122,8 +122,8 @@ def strong_errors(run: Run, reference: Run, *, against_nfd: bool = False) -> Str
     Returns
     -------
     StrongErrors
-        :func:`mean_intervals` of its arrays has the means over replicas with their intervals;
-        columns of several depths side by side are errors for :func:`fit_rate`.
+        ``mean_intervals(…, skewed=True)`` of its arrays has the means over replicas with their
+        intervals; columns of several depths side by side are errors for :func:`fit_rate`.
 
     Raises
     ------
@@ -248,8 +248,8 @@ def kernel_errors(run: Run, kernels: InitialKernels, y: ArrayLike | None = None)
     -------
     KernelErrors
         Mean over pairs of samples and layers 0 … L of the squared differences in row 0.
-        :func:`mean_intervals` has the mean over replicas; columns of several widths side by side
-        are errors for :func:`fit_rate`.
+        ``mean_intervals(…, skewed=True)`` has the mean over replicas with its interval; columns of
+        several widths side by side are errors for :func:`fit_rate`.
 
     Raises
     ------
