@@ -17,6 +17,10 @@ CASES = {
     "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
     "batches=[list(range(256))] * 1000, seed=range(64))",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
+    "kernels": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:2], depth=10_000_000)",
+    "kernels of one sample": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:1], depth=10_000_000)",
+    "linear": "nfd.theory.linear_training(nfd.ResNet(1, 300, 3, activation='identity'), sgd, x, y, "
+    "batches=[[0, 1]] * 20)",
     "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",
 }
 
