@@ -315,6 +315,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         dtype=problem.dtype,
         noise_depth=problem.net.depth * problem.fine,
         record_every=problem.record_every,
+        data=problem.seen(),
         _save=save if problem.keep_state and not failed.size else None,
     )
     if failed.size:

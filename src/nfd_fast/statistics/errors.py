@@ -176,8 +176,8 @@ def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Interva
     Parameters
     ----------
     run, reference : Run
-        Ensembles with the same seeds, whose replicas are compared in pairs: what a pair shares, as
-        noise under one ``noise_depth``, cancels.
+        Ensembles with the same seeds and data, whose replicas are compared in pairs: what a pair
+        shares, as noise under one ``noise_depth``, cancels.
     statistic : str
         An observable of both that is one array, of the same shape: it has no layers, or both have
         as many.
@@ -206,6 +206,11 @@ def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Interva
         raise ValueError(
             "run and reference must have the same seeds, at least 2, got "
             f"{arguments.describe(run.seeds)} and {arguments.describe(reference.seeds)}"
+        )
+    if run.data != reference.data:
+        raise ValueError(
+            "run and reference must have the same data in their batches, got "
+            f"{arguments.describe(run.data)} and {arguments.describe(reference.data)}"
         )
     ours, theirs = (np.asarray(r.observables[statistic]) for r in (run, reference))
     if ours.shape != theirs.shape:

@@ -117,6 +117,7 @@ def mean_intervals(
     rows = arguments.finite_array("samples", rows, rows.shape, np.float64)
     count = rows.shape[0]
     quantile = float(student_quantile(confidence, count - 1))
+    arguments.flag("skewed", skewed)
     exponents = exponents_of(rows)
     rows = np.ldexp(rows, -exponents)
     mean = rows.mean(axis=0)

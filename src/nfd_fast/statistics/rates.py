@@ -132,7 +132,7 @@ def fit_rate(
     rows = arguments.finite_array("errors", errors, ("replicas", len(x)), np.float64)
     if len(rows) < 2:
         raise ValueError(f"errors must have at least 2 replicas, got {len(rows)}")
-    if not signed and (rows <= 0).any():
+    if not arguments.flag("signed", signed) and (rows <= 0).any():
         raise ValueError(f"errors must be positive, got {rows.min()}")
     tails = _tails(confidence, len(rows))
 
