@@ -7,10 +7,12 @@ from nfd_fast.statistics.errors import (
     KernelErrors,
     LayerErrors,
     StrongErrors,
+    WidthErrors,
     kernel_errors,
     layer_errors,
     strong_errors,
     weak_errors,
+    width_errors,
     worst_layers,
 )
 from nfd_fast.statistics.extrapolation import extrapolate
@@ -37,6 +39,7 @@ __all__ = [
     "Moments",
     "Rate",
     "StrongErrors",
+    "WidthErrors",
     "extrapolate",
     "fit_rate",
     "kernel_errors",
@@ -48,5 +51,6 @@ __all__ = [
     "run_intervals",
     "strong_errors",
     "weak_errors",
+    "width_errors",
     "worst_layers",
 ]

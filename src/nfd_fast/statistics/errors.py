@@ -14,7 +14,7 @@ from nfd_fast.reference.losses import LOSSES
 from nfd_fast.results import Run
 from nfd_fast.statistics.intervals import Array, Intervals, mean_intervals, replicas
 from nfd_fast.statistics.pairing import require_shared_noise
-from nfd_fast.theory import InitialKernels
+from nfd_fast.theory import InitialKernels, LinearRun
 
 FINER = 8
 """How many times the depth of a run a reference must have to stand for infinite depth."""
@@ -306,3 +306,66 @@ def kernel_errors(run: Run, kernels: InitialKernels, y: ArrayLike | None = None)
         features=((features - kernels.features) ** 2).mean(axis=(1, 2, 3)),
         adjoints=((adjoints - expected) ** 2).mean(axis=(1, 2, 3)),
     )
+
+
+class WidthErrors(NamedTuple):
+    """Squared errors of each replica against infinite width, at each recorded pass.
+
+    Attributes
+    ----------
+    outputs : (R, K+1)
+        Mean over the batch and the outputs.
+    features : (R, K+1)
+        Mean over pairs of samples and layers 0 … L of the features' kernels.
+    adjoints : (R, K)
+        The same of the adjoints.
+    """
+
+    outputs: Array
+    features: Array
+    adjoints: Array
+
+
+def width_errors(run: Run, limit: LinearRun) -> WidthErrors:
+    """Compare a linear network in training with the same one of infinite width.
+
+    Parameters
+    ----------
+    run : Run
+        With ``"feature_kernels"`` and ``"adjoint_kernels"`` recorded.
+    limit : LinearRun
+        ``nfd.theory.linear_training`` of the run's net, sgd, data and batches, with
+        ``coupling="reused"`` for reused weights and ``"none"`` for decoupled ones.
+
+    Returns
+    -------
+    WidthErrors
+        ``mean_intervals(…, skewed=True)`` has means over replicas with their intervals; columns of
+        several widths side by side are errors for :func:`fit_rate`.
+
+    Raises
+    ------
+    ValueError
+        If something was not recorded, or if the limit is of another depth, batch, number of
+        updates or outputs.
+
+    Notes
+    -----
+    Of order 1/n in the mean (DESIGN §3.1 at initialisation; measured after it). Networks with an
+    activation have no such limit without sampling: :func:`kernel_errors` takes theirs at
+    initialisation.
+    """
+    arguments.instance("run", run, Run)
+    arguments.instance("limit", limit, LinearRun)
+    errors = []
+    for name in ("outputs", "feature_kernels", "adjoint_kernels"):
+        if name not in run.observables:
+            raise ValueError(f"run must have recorded {name!r}")
+        found, expected = replicas(run, np.asarray(run.observables[name])), getattr(limit, name)
+        if found.shape[1:] != expected.shape:
+            raise ValueError(
+                f"limit must have run's {name}, of shape {found.shape[1:]}, got {expected.shape}"
+            )
+        squares = (found - expected) ** 2
+        errors.append(squares.mean(axis=tuple(range(2, squares.ndim))))
+    return WidthErrors(*errors)
