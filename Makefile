@@ -1,9 +1,9 @@
 # make study   the main job, from nothing to a report      make test   all tests
 # make bench   the benchmark suite with its peers          make clean  forget what was built
 #
-# PYTHON=python3.12 chooses the interpreter. ORACLE= leaves PyTorch out of `make test`: the tests
-# that compare against it then skip. ARGS goes to the command; `make study` gives it to the study of
-# losses, and RATES to the table of rates.
+# PYTHON=python3.12 chooses the interpreter. ORACLE= leaves PyTorch and JAX out of `make test`: the
+# tests that compare against them then skip. ARGS goes to the command; `make study` gives it to the
+# study of losses, and RATES to the table of rates.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import THREADS
 
 import nfd_fast as nfd
 
@@ -54,7 +53,7 @@ def torch_losses(torch: Any, weights: nfd.Weights, x: Any, y: Any, rate: float) 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("peer", ["nfd_fast", "torch"])
 def test_training(benchmark: Any, torch: Any, peer: str, shape: str) -> None:
-    benchmark.group = f"{UPDATES} updates, {shape}, {THREADS} threads"
+    benchmark.group = f"{UPDATES} updates, {shape}"
     width, depth, batch = SHAPES[shape]
     rate = 0.2
     net = nfd.ResNet(width=width, depth=depth, inputs=16)

@@ -1,10 +1,12 @@
-// The passes and the update of hidden layers on given arrays.
+// The passes and the update of hidden layers on given arrays, and a step without their matrices.
 
-#include <vector>
+#include <pybind11/stl.h>
+
+#include <optional>
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
-#include "cpu/blas.hpp"
+#include "cpu/euler_maruyama.hpp"
 #include "cpu/layers.hpp"
 #include "nfd_fast/activations.hpp"
 
@@ -28,63 +30,77 @@ void forward(const Array<T>& hidden, Array<T>& features, double branch_factor, b
              int activation, int threads) {
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
-    std::vector<T> activations(static_cast<std::size_t>(2 * stack.batch * stack.padded_width()));
-    FirstBadStep bad;
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     T* layers = features.mutable_data();
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            forward_layers(stack, matrices, layers, activations.data(), bad, monitor, team);
-        });
-    });
+    run_monitored(monitor, [&] { run_forward(stack, matrices, layers, threads, monitor); });
 }
 
 template <class T>
-std::vector<T> tile_scratch(const LayerStack& stack, int threads) {
-    return std::vector<T>(static_cast<std::size_t>(2 * threads * stack.batch * stack.tile()));
-}
-
-template <class T>
-void backward(const Array<T>& hidden, const Array<T>& features, Array<T>& adjoints,
-              double branch_factor, bool skip, int activation, int threads) {
+void backward(const Array<T>& hidden, const Array<T>& features,
+              const std::optional<Array<T>>& sources, Array<T>& adjoints, double branch_factor,
+              bool skip, int activation, int threads) {
     const LayerStack stack = stack_of(features, branch_factor, skip, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
-    std::vector<T> scratch = tile_scratch<T>(stack, threads);
-    FirstBadStep bad;
+    if (sources) require_shape("sources", *sources, {stack.depth, stack.batch, stack.width});
     PythonMonitor monitor(1, py::none());
     const T* matrices = hidden.data();
     const T* layers = features.data();
-    const AdjointStore<T> store{adjoints.mutable_data(), true};
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            backward_layers(stack, matrices, layers, store, HiddenUpdate<T>{}, scratch.data(), bad,
-                            monitor, team);
-        });
-    });
+    const AdjointStore<T> store{adjoints.mutable_data(), true, sources ? sources->data() : nullptr};
+    run_monitored(monitor, [&] { run_backward(stack, matrices, layers, store, threads, monitor); });
 }
 
 template <class T>
 void update(Array<T>& hidden, const Array<T>& features, const Array<T>& adjoints,
-            const Array<double>& sample_weights, double step, int activation, int threads) {
+            const Array<double>& sample_weights, double step, bool replace, int activation,
+            int threads) {
     const LayerStack stack = stack_of(features, 1.0, true, activation);
     require_shape("hidden", hidden, {stack.depth, stack.width, stack.width});
     require_shape("adjoints", adjoints, {stack.depth + 1, stack.batch, stack.width});
     require_shape("sample_weights", sample_weights, {stack.batch});
-    std::vector<T> scratch = tile_scratch<T>(stack, threads);
     PythonMonitor monitor(1, py::none());
-    const HiddenUpdate<T> change{hidden.mutable_data(), nullptr, sample_weights.data(), step};
+    const HiddenUpdate<T> change{hidden.mutable_data(), nullptr, sample_weights.data(), step,
+                                 replace};
     const T* layers = features.data();
     const T* adjoint_layers = adjoints.data();
-    run_monitored(monitor, [&] {
-        const blas::SingleThreaded single_threaded_blas;
-        run_team(threads, [&](Team team) {
-            update_layers(stack, layers, adjoint_layers, change, scratch.data(), monitor, team);
-        });
-    });
+    run_monitored(monitor,
+                  [&] { run_update(stack, layers, adjoint_layers, change, threads, monitor); });
+}
+
+template <class T>
+void step(const Array<T>& state, const Array<T>& images, const Array<double>& image_coefficients,
+          const Array<T>& directions, const Array<double>& direction_coefficients,
+          std::uint64_t seed, Stream stream, std::int64_t layer,
+          const Array<std::uint32_t>& columns, const Array<double>& noise_coefficients,
+          Array<T>& out, int threads) {
+    if (state.ndim() != 2 || images.ndim() != 2 || directions.ndim() != 2) {
+        throw py::value_error("state, images and directions must have two axes");
+    }
+    const std::int64_t batch = state.shape(0), width = state.shape(1);
+    require_shape("images", images, {images.shape(0), width});
+    require_shape("image_coefficients", image_coefficients, {images.shape(0), batch});
+    require_shape("directions", directions, {directions.shape(0), width});
+    require_shape("direction_coefficients", direction_coefficients, {directions.shape(0), batch});
+    require_shape("columns", columns, {columns.size()});
+    require_shape("noise_coefficients", noise_coefficients, {columns.size(), batch});
+    require_shape("out", out, {batch, width});
+    const EulerMaruyamaStep<T> step{width,
+                                    batch,
+                                    state.data(),
+                                    images.shape(0),
+                                    images.data(),
+                                    image_coefficients.data(),
+                                    directions.shape(0),
+                                    directions.data(),
+                                    direction_coefficients.data(),
+                                    noise_address(seed, stream, layer),
+                                    columns.size(),
+                                    columns.data(),
+                                    noise_coefficients.data()};
+    PythonMonitor monitor(1, py::none());
+    T* data = out.mutable_data();
+    run_monitored(monitor, [&] { euler_maruyama_step(step, data, threads, monitor); });
 }
 
 template <class T>
@@ -93,12 +109,18 @@ void register_typed(py::module_& module) {
                py::arg("features").noconvert(), py::arg("branch_factor"), py::arg("skip"),
                py::arg("activation"), py::arg("threads"));
     module.def("residual_backward", &backward<T>, py::arg("hidden").noconvert(),
-               py::arg("features").noconvert(), py::arg("adjoints").noconvert(),
-               py::arg("branch_factor"), py::arg("skip"), py::arg("activation"),
-               py::arg("threads"));
+               py::arg("features").noconvert(), py::arg("sources").noconvert(),
+               py::arg("adjoints").noconvert(), py::arg("branch_factor"), py::arg("skip"),
+               py::arg("activation"), py::arg("threads"));
     module.def("sgd_update", &update<T>, py::arg("hidden").noconvert(),
                py::arg("features").noconvert(), py::arg("adjoints").noconvert(),
-               py::arg("sample_weights").noconvert(), py::arg("step"), py::arg("activation"),
+               py::arg("sample_weights").noconvert(), py::arg("step"), py::arg("replace"),
+               py::arg("activation"), py::arg("threads"));
+    module.def("euler_maruyama_step", &step<T>, py::arg("state").noconvert(),
+               py::arg("images").noconvert(), py::arg("image_coefficients").noconvert(),
+               py::arg("directions").noconvert(), py::arg("direction_coefficients").noconvert(),
+               py::arg("seed"), py::arg("stream"), py::arg("layer"), py::arg("columns").noconvert(),
+               py::arg("noise_coefficients").noconvert(), py::arg("out").noconvert(),
                py::arg("threads"));
 }
 

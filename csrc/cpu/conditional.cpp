@@ -172,7 +172,7 @@ struct Pass {
         });
         if (sync_and_halt()) return;
         for (std::int64_t index = 0; index < depth; ++index) {
-            if (index > 0 && keep && team.rank == 0) append(index - 1);
+            if (index > 0 && keep && team.rank == 0 && !stopped()) append(index - 1);
             solve(index);
             if (team.rank == 0) record(index);
             team.for_tiles(h.chunks, 1, [&](std::int64_t chunk, std::int64_t) {
@@ -195,6 +195,17 @@ struct Pass {
     // Waits for all; whether they all give up now, since someone wants to stop.
     bool sync_and_halt() { return h.halt->reach(team, turn++, monitor.stopped()); }
 
+    bool stopped() const {
+        if (team.polls) monitor.poll();
+        return monitor.stopped();
+    }
+
+    // The same within a tile, where one operation on a large block takes long enough to ask.
+    bool stopped_in_tile() const {
+        constexpr std::int64_t large = 64;
+        return batch > large && stopped();
+    }
+
     struct Tile {
         std::int64_t chunk, index;
         std::int64_t first, count;  // its neurons
@@ -207,8 +218,7 @@ struct Pass {
     void for_tiles_of(std::int64_t chunk, F f) const {
         const std::int64_t end = std::min((chunk + 1) * h.tiles_per_chunk, h.tiles);
         for (std::int64_t tile = chunk * h.tiles_per_chunk; tile < end; ++tile) {
-            if (team.polls) monitor.poll();
-            if (monitor.stopped()) return;
+            if (stopped()) return;
             const std::int64_t first = tile * stride;
             const bool last = tile + 1 == end;
             const std::int64_t tiles_ahead = last ? 1 + (team.size - 1) * h.tiles_per_chunk : 1;
@@ -273,11 +283,13 @@ struct Pass {
         widen(x, stride, count, wide);
         vector.products(h.tile_of(h.basis[side], layer, tile.index), stride, rank, wide, stride,
                         batch, count, tile.ahead, to.b);
+        if (stopped_in_tile()) return;
         vector.products(x, stride, batch, wide, stride, batch, count, 0, to.zz);
         draw(layer, tile);
-        if (!reused() || across == 0) return;
+        if (!reused() || across == 0 || stopped_in_tile()) return;
         vector.products(h.tile_of(h.images[other()], layer, tile.index), stride, across, wide,
                         stride, batch, count, tile.ahead, to.s);
+        if (stopped_in_tile()) return;
         widen(h.noise + tile.first, n, count, wide_noise);
         vector.products(h.tile_of(h.basis[other()], layer, tile.index), stride, across, wide_noise,
                         stride, batch, count, tile.ahead, to.z);
@@ -304,8 +316,7 @@ struct Pass {
             settled = refine(index);
         }
         if (!settled) bad.report(index + 1);  // never seen; but no answer rather than a wrong one
-        if (team.polls) monitor.poll();
-        algebra.answer();
+        if (!stopped()) algebra.answer();
     }
 
     // A round for a nearly dependent block; returns whether every column is settled, or no matter.
@@ -335,10 +346,12 @@ struct Pass {
             vector.combine(block, n, j, step.off_block + j * batch, 1, count, 0, block + j * n, n,
                            block + j * n, n);
         }
+        if (stopped_in_tile()) return;
         widen(block, n, count, wide);
         vector.products(basis, stride, step.p, wide, stride, batch, count, 0, to.b);
+        if (stopped_in_tile()) return;
         vector.products(block, n, batch, wide, stride, batch, count, 0, to.zz);
-        if (!reused()) return;
+        if (!reused() || stopped_in_tile()) return;
         vector.products(h.tile_of(h.images[other()], layer, tile.index), stride, step.q, wide,
                         stride, batch, count, 0, to.s);
     }
@@ -346,6 +359,7 @@ struct Pass {
     // Stores the new columns and makes the next features or adjoints.
     void update(std::int64_t index, const Tile& tile) const {
         if (keep && step.rank > 0) store_columns(index, tile);
+        if (stopped_in_tile()) return;
         const std::int64_t layer = layer_at(index), first = tile.first, count = tile.count;
         const std::int64_t size = p.stack.layer_size();
         const T* images = h.tile_of(h.images[side], layer, tile.index);
@@ -360,6 +374,7 @@ struct Pass {
         }
         vector.combine(images, stride, step.p, step.images, batch, count, tile.ahead,
                        forward() && p.stack.skip ? before : nullptr, n, out, out_stride);
+        if (stopped_in_tile()) return;
         vector.combine(xi, n, batch, step.noise, batch, count, 0, out, out_stride, out, out_stride);
         if (step.uses_other) {
             vector.combine(other_basis, stride, step.q, step.other, batch, count, tile.ahead, out,
@@ -398,14 +413,16 @@ struct Pass {
         }
         vector.combine(basis, stride, step.p, step.from_basis, rank, count, tile.ahead, increment,
                        stride, increment, stride);
+        if (stopped_in_tile()) return;
         vector.combine(increment, stride, rank, step.inverse, rank, count, 0, nullptr, 0, fresh,
                        stride);
         for (std::int64_t i = 0; i < rank; ++i) {
             vector.widen(fresh + i * stride, count, wide + i * stride);
         }
+        if (stopped_in_tile()) return;
         vector.products(basis, stride, step.p + rank, wide, stride, rank, count, 0,
                         measured(index, tile.chunk));
-        if (reused()) {
+        if (reused() && !stopped_in_tile()) {
             vector.combine(h.tile_of(h.basis[other()], layer, tile.index), stride, step.q,
                            step.image_shift, rank, count, tile.ahead, image, stride, image, stride);
         }

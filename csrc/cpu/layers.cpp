@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "cpu/blas.hpp"
 #include "cpu/kernels.hpp"
@@ -79,16 +80,23 @@ void weigh_tile(const LayerStack& stack, bool thin, const T* before, const Hidde
 
 // Columns [first, first + count) of one matrix: W -= step/sqrt(n) sum_b w_b G[b] phi(H[b])^T.
 template <class T>
-void update_tile(const LayerStack& stack, bool thin, const T* adjoints, const T* weighted,
-                 std::int64_t first, std::int64_t count, T* matrix) {
+void update_tile(const LayerStack& stack, bool thin, bool replace, const T* adjoints,
+                 const T* weighted, std::int64_t first, std::int64_t count, T* matrix) {
     const std::int64_t n = stack.width;
     if (thin) {
+        for (std::int64_t i = 0; i < n && replace; ++i)
+            std::fill_n(matrix + i * n + first, count, T(0));
         kernels().of<T>().thin_backward(matrix + first, n, n, count, adjoints, n, stack.batch,
                                         weighted, nullptr);
     } else {
         blas::multiply(Transpose::yes, Transpose::no, n, count, stack.batch, T(1), adjoints, n,
-                       weighted, count, T(1), matrix + first, n);
+                       weighted, count, T(replace ? 0 : 1), matrix + first, n);
     }
+}
+
+template <class T>
+std::vector<T> tile_scratch(const LayerStack& stack, int threads) {
+    return std::vector<T>(static_cast<std::size_t>(2 * threads * stack.batch * stack.tile()));
 }
 
 }  // namespace
@@ -151,12 +159,13 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 blas::multiply(Transpose::no, Transpose::no, stack.batch, count, n, T(1), above, n,
                                backward_hidden + matrix + first, n, T(0), product, count);
                 if (update.hidden) {
-                    update_tile(stack, thin, above, weighted, first, count, update.hidden + matrix);
+                    update_tile(stack, thin, false, above, weighted, first, count,
+                                update.hidden + matrix);
                 }
             }
             if (update.backward_hidden) {
                 T* other = thin ? update.hidden : update.backward_hidden;
-                update_tile(stack, thin, above, weighted, first, count, other + matrix);
+                update_tile(stack, thin, false, above, weighted, first, count, other + matrix);
             }
             for (std::int64_t b = 0; b < stack.batch; ++b) {
                 const std::int64_t at = b * n + first;
@@ -167,6 +176,10 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 }
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
                                     before + at, row, branch_scale<T>(stack), count, below + at);
+                if (adjoints.sources) {
+                    vector.axpy(T(1), adjoints.sources + (l - 1) * stack.layer_size() + at, count,
+                                below + at);
+                }
                 if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }
         });
@@ -185,10 +198,43 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
             if (monitor.stopped()) return;
             weigh_tile(stack, thin, features + (l - 1) * stack.layer_size(), update, first, count,
                        weighted);
-            update_tile(stack, thin, adjoints + l * stack.layer_size(), weighted, first, count,
-                        update.hidden + (l - 1) * stack.matrix_size());
+            update_tile(stack, thin, update.replace, adjoints + l * stack.layer_size(), weighted,
+                        first, count, update.hidden + (l - 1) * stack.matrix_size());
         });
     }
+}
+
+template <class T>
+void run_forward(const LayerStack& stack, const T* hidden, T* features, int threads,
+                 Monitor& monitor) {
+    std::vector<T> activations(static_cast<std::size_t>(2 * stack.batch * stack.padded_width()));
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        forward_layers(stack, hidden, features, activations.data(), bad, monitor, team);
+    });
+}
+
+template <class T>
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features,
+                  AdjointStore<T> adjoints, int threads, Monitor& monitor) {
+    std::vector<T> scratch = tile_scratch<T>(stack, threads);
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        backward_layers(stack, backward_hidden, features, adjoints, HiddenUpdate<T>{},
+                        scratch.data(), bad, monitor, team);
+    });
+}
+
+template <class T>
+void run_update(const LayerStack& stack, const T* features, const T* adjoints,
+                const HiddenUpdate<T>& update, int threads, Monitor& monitor) {
+    std::vector<T> scratch = tile_scratch<T>(stack, threads);
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(threads, [&](Team team) {
+        update_layers(stack, features, adjoints, update, scratch.data(), monitor, team);
+    });
 }
 
 #define NFD_FAST_INSTANTIATE(T)                                                                   \
@@ -197,7 +243,12 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
     template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,      \
                                      const HiddenUpdate<T>&, T*, FirstBadStep&, Monitor&, Team);  \
     template void update_layers<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&, \
-                                   T*, Monitor&, Team);
+                                   T*, Monitor&, Team);                                           \
+    template void run_forward<T>(const LayerStack&, const T*, T*, int, Monitor&);                 \
+    template void run_backward<T>(const LayerStack&, const T*, const T*, AdjointStore<T>, int,    \
+                                  Monitor&);                                                      \
+    template void run_update<T>(const LayerStack&, const T*, const T*, const HiddenUpdate<T>&,    \
+                                int, Monitor&);
 NFD_FAST_INSTANTIATE(float)
 NFD_FAST_INSTANTIATE(double)
 #undef NFD_FAST_INSTANTIATE

@@ -62,6 +62,7 @@ template <class T>
 struct AdjointStore {
     T* data;
     bool all_layers;
+    const T* sources = nullptr;  // (L, B, n) that enter layers 0 ... L-1 besides; may be null
     T* layer(const LayerStack& stack, std::int64_t l) const {
         return data + (all_layers ? l : l % 2) * stack.layer_size();
     }
@@ -81,6 +82,8 @@ struct HiddenUpdate {
     T* backward_hidden = nullptr;  // moves by the same amount when present
     const double* sample_weights = nullptr;
     double step = 0;
+    // In update_layers: the matrices become their step, they are written and not read.
+    bool replace = false;
 };
 
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
@@ -96,5 +99,17 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
 template <class T>
 void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
                    const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team);
+
+// The same three as whole computations, with their own scratch and a team of up to `threads`. They
+// throw std::bad_alloc before anything is written, and stop early if the monitor says so.
+template <class T>
+void run_forward(const LayerStack& stack, const T* hidden, T* features, int threads,
+                 Monitor& monitor);
+template <class T>
+void run_backward(const LayerStack& stack, const T* backward_hidden, const T* features,
+                  AdjointStore<T> adjoints, int threads, Monitor& monitor);
+template <class T>
+void run_update(const LayerStack& stack, const T* features, const T* adjoints,
+                const HiddenUpdate<T>& update, int threads, Monitor& monitor);
 
 }  // namespace nfd_fast

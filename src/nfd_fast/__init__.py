@@ -13,12 +13,13 @@ _blas.load()
 from nfd_fast import data, kernels, reference, statistics, theory  # noqa: E402
 from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
-from nfd_fast.build import build_info  # noqa: E402
+from nfd_fast.build import build_info, get_cmake_dir, get_include  # noqa: E402
 from nfd_fast.estimate import MemoryEstimate, estimate_memory  # noqa: E402
 from nfd_fast.exceptions import DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.multilevel import Level, LimitEstimate, multilevel_limit  # noqa: E402
+from nfd_fast.namespace import to_namespace  # noqa: E402
 from nfd_fast.results import MinEigenvalues, Ranks, Run  # noqa: E402
 from nfd_fast.theory import InitialKernels, initial_kernels  # noqa: E402
 from nfd_fast.train import resume, train  # noqa: E402
@@ -42,6 +43,8 @@ __all__ = [
     "build_info",
     "data",
     "estimate_memory",
+    "get_cmake_dir",
+    "get_include",
     "initial_kernels",
     "initial_weights",
     "kernels",
@@ -51,5 +54,6 @@ __all__ = [
     "solve_limit",
     "statistics",
     "theory",
+    "to_namespace",
     "train",
 ]

@@ -11,12 +11,19 @@ _Real = TypeVar("_Real", np.float32, np.float64)
 _Progress = Callable[[int, int], None] | None
 
 ACTIVATIONS: tuple[str, ...]
+"""Names of the activations."""
 ACTIVATION_FORMULAS: tuple[str, ...]
+"""Their formulas, in the same order."""
 LOSSES: tuple[str, ...]
+"""Names of the losses."""
 STREAMS: tuple[str, ...]
+"""Names of the streams of noise, in the order of their tags (DESIGN §4)."""
 COMPILER: str
+"""What the module was compiled with."""
 VERSION: str
+"""The version of the package."""
 OPENMP: int
+"""The date of the OpenMP standard in use, as yyyymm."""
 
 class Stream(enum.IntEnum):
     input = 0
@@ -95,6 +102,7 @@ def residual_forward(
 def residual_backward(
     hidden: NDArray[_Real],
     features: NDArray[_Real],
+    sources: NDArray[_Real] | None,
     adjoints: NDArray[_Real],
     branch_factor: float,
     skip: bool,
@@ -107,7 +115,22 @@ def sgd_update(
     adjoints: NDArray[_Real],
     sample_weights: NDArray[np.float64],
     step: float,
+    replace: bool,
     activation: int,
+    threads: int,
+) -> None: ...
+def euler_maruyama_step(
+    state: NDArray[_Real],
+    images: NDArray[_Real],
+    image_coefficients: NDArray[np.float64],
+    directions: NDArray[_Real],
+    direction_coefficients: NDArray[np.float64],
+    seed: int,
+    stream: Stream,
+    layer: int,
+    columns: NDArray[np.uint32],
+    noise_coefficients: NDArray[np.float64],
+    out: NDArray[_Real],
     threads: int,
 ) -> None: ...
 

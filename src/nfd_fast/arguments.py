@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +29,17 @@ Shape = tuple[str | int, ...]
 DTypeName = Literal["float32", "float64"]
 
 
+HOST_DEVICES = (1, 3, 11, 13)
+"""DLPack's numbers of memory that the processor reads: its own, pinned (CUDA, ROCm), managed."""
+
+
 def describe(value: object) -> str:
     """Show a value in one short line of an error message."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if exports(value):
+        shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", "unknown")
+        return f"{_kind(value)} of shape {shape} and dtype {dtype}"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -95,6 +104,16 @@ def option(name: str, value: object, options: Sequence[str]) -> str:
     raise ValueError(f"{name} must be one of {listed}, got {describe(value)}")
 
 
+def file_path(name: str, value: object) -> Path:
+    """Return the path of a file, or raise ValueError if it can't be one."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise ValueError(f"{name} must be the path of a file, got {describe(value)}")
+    text = os.fsdecode(value)
+    if not text or text.endswith(os.sep):
+        raise ValueError(f"{name} must be the path of a file, got {text!r}")
+    return Path(text)
+
+
 def subset(name: str, values: object, options: Sequence[str]) -> tuple[str, ...]:
     """Return ``values`` as a tuple of distinct options in the order of ``options``."""
     if isinstance(values, str) or not isinstance(values, Iterable):
@@ -128,22 +147,80 @@ def seed(name: str, value: object) -> int:
     return integer(name, value, low=0, high=MAX_SEED, what="an integer in 0 ... 2**64 - 1")
 
 
+def exports(value: object) -> bool:
+    """Whether a value is an array of another library that shares its memory through DLPack."""
+    return (
+        not isinstance(value, (np.ndarray, np.generic, type))
+        and hasattr(value, "__dlpack__")
+        and hasattr(value, "__dlpack_device__")
+    )
+
+
 def as_array(name: str, value: object) -> NDArray[Any]:
     """Return ``value`` as an array of numbers or text, or raise ValueError.
 
-    Refused are ragged nested sequences, masked arrays, and what only an array of objects can hold.
+    What has memory of its own is not copied: arrays, buffers, and through DLPack the arrays of
+    other libraries. Refused are arrays of other devices, tensors that require a gradient, ragged
+    nested sequences, masked arrays, and what only an array of objects can hold.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} must be a plain array, got a masked one, whose mask has no use")
+    if exports(value):
+        return _exported(name, value)
     try:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(
             f"{name} must be an array, got sequences of unequal lengths: {describe(value)}"
         ) from None
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be an array, got {describe(value)}{reason(error)}"
+        ) from error
     if array.dtype == object:
         raise ValueError(f"{name} must be an array of numbers, got {describe(value)}")
     return array
+
+
+def _exported(name: str, value: Any) -> NDArray[Any]:
+    try:
+        device = value.__dlpack_device__()[0]
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        device = None  # DLPack has no word for it
+    if device not in HOST_DEVICES:
+        where = getattr(value, "device", f"DLPack device type {device}")
+        raise ValueError(
+            f"{name} must be in the memory of the processor, got {_kind(value)} on {where}; copy "
+            "it first, with .cpu() in PyTorch, .get() in CuPy or jax.device_get in JAX"
+        )
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array whose memory NumPy can share, got {describe(value)}"
+            f"{reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return another library's own words, which know the way out, as in "use tensor.detach()"."""
+    return ": " + (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _has_memory(value: object) -> bool:
+    """Whether a value is an array or a buffer: something to read whole, not item by item."""
+    if hasattr(value, "__array__") or exports(value):
+        return True
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    return f"a {kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
 def check_shape(name: str, array: NDArray[Any], shape: Shape) -> None:
@@ -174,27 +251,66 @@ def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> ND
 
 
 def float_array(
-    name: str, value: object, shape: Shape, dtype: np.dtype[Any] | None = None
+    name: str,
+    value: object,
+    shape: Shape,
+    dtype: np.dtype[Any] | None = None,
+    *,
+    of: str = "hidden",
 ) -> NDArray[Any]:
     """Return a C-contiguous float32 or float64 array of a shape; infinities and NaN may pass.
 
-    ``dtype`` is the one of ``hidden``, where both have to agree.
+    ``dtype`` is the one of the argument ``of``, where both have to agree.
     """
     array = as_array(name, value)
+    check_floats(name, array, shape, dtype, of=of)
+    return np.require(array, requirements=["C", "A"])
+
+
+def check_floats(
+    name: str,
+    array: NDArray[Any],
+    shape: Shape,
+    dtype: np.dtype[Any] | None = None,
+    *,
+    of: str = "hidden",
+) -> None:
+    """Raise ValueError unless :func:`float_array` takes an array, which may yet have no values."""
     if dtype is not None and array.dtype != dtype:
-        raise ValueError(f"{name} must have the dtype of hidden, {dtype}, got {array.dtype}")
+        raise ValueError(f"{name} must have the dtype of {of}, {dtype}, got {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)
-    return np.require(array, requirements=["C", "A"])
 
 
 def square_matrices(name: str, value: object) -> NDArray[Any]:
     """Return C-contiguous float32 or float64 matrices (depth, width, width), one or more."""
     array = float_array(name, value, ("depth", "width", "width"))
+    check_square(name, array)
+    return array
+
+
+def check_square(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError unless an array with three axes holds square matrices, one or more."""
     if array.shape[1] != array.shape[2] or 0 in array.shape:
         raise ValueError(f"{name} must have shape (depth, width, width), got {array.shape}")
-    return array
+
+
+def terms(
+    names: tuple[str, str], values: object, coefficients: object, state: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return columns (count, n) and coefficients (count, B) of a sum, none if both are None.
+
+    ``names`` are those of the two arguments, ``state`` is the (B, n) array that is added to.
+    """
+    batch, width = state.shape
+    if values is None and coefficients is None:
+        return np.empty((0, width), state.dtype), np.empty((0, batch))
+    if values is None or coefficients is None:
+        given, missing = names if coefficients is None else names[::-1]
+        raise ValueError(f"{missing} must be given with {given}, got None")
+    array = float_array(names[0], values, ("count", width), state.dtype, of="state")
+    return array, finite_array(names[1], coefficients, (len(array), batch), np.float64)
 
 
 def words(name: str, value: object, shape: Shape) -> NDArray[np.uint32]:
@@ -218,9 +334,11 @@ def columns(value: object) -> NDArray[np.uint32]:
             integer("columns", end, low=0, high=MAX_INDEX - 1, what="integers in 0 ... 2**32 - 1")
         memory.require(12.0 * len(value), "take fewer columns")
         value = np.arange(value.start, value.stop, value.step)
+    elif _has_memory(value) and not isinstance(value, bytes):
+        pass
     elif not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
         raise ValueError(f"columns must be a sequence of integers, got {describe(value)}")
-    elif not isinstance(value, Sequence) and not hasattr(value, "__array__"):
+    elif not isinstance(value, Sequence):
         value = list(islice(value, MAX_ITERATED + 1))
         if len(value) > MAX_ITERATED:
             raise ValueError(

@@ -1,13 +1,40 @@
-"""What was built and what runs here."""
+"""What was built, where it is installed, and what runs here."""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import numpy as np
 
 from nfd_fast import _core
 from nfd_fast.memory import available_bytes
+
+# Beside the compiled module, which an editable installation keeps apart from the Python sources.
+_INSTALLED = Path(_core.__file__).parent
+
+
+def get_include() -> str:
+    """Return the folder of the C and C++ headers, for a compiler's ``-I``.
+
+    Returns
+    -------
+    str
+        It has ``nfd_fast/nfd.h``, the C interface, and the header-only mathematics.
+    """
+    return str(_INSTALLED / "include")
+
+
+def get_cmake_dir() -> str:
+    """Return the folder with which CMake finds this package.
+
+    Returns
+    -------
+    str
+        To be given as ``-D nfd_fast_DIR=…``; then ``find_package(nfd_fast)`` has the targets
+        ``nfd_fast::nfd``, the C interface, and ``nfd_fast::headers``, the header-only mathematics.
+    """
+    return str(_INSTALLED / "cmake")
 
 
 def build_info() -> dict[str, object]:

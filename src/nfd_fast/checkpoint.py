@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import _core, arguments
+from nfd_fast import _core, arguments, memory
 from nfd_fast.arguments import DTypeName
 from nfd_fast.model import BACKWARDS, SGD, ResNet
 
@@ -61,8 +61,7 @@ def digest(*arrays: NDArray[Any] | None) -> str:
     return total.hexdigest()
 
 
-def write(path: str | os.PathLike[str], manifest: Mapping[str, Any],
-          arrays: Mapping[str, NDArray[Any]]) -> None:  # fmt: skip
+def write(path: Path, manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a file, whole or not at all.
 
     Raises
@@ -70,33 +69,35 @@ def write(path: str | os.PathLike[str], manifest: Mapping[str, Any],
     OSError
         If it can't be written; what was at ``path`` is untouched.
     """
-    target = Path(path)
+    target = path.resolve()  # through links
     text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, allow_nan=False)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             members: dict[str, Any] = {"manifest": np.array(text), **arrays}
             np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, target)
+        part.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(source: Path) -> Checkpoint:
     """Read a file and everything in it.
 
     Raises
     ------
     OSError
         If it can't be read.
+    MemoryError
+        If what is in it doesn't fit the memory.
     ValueError
         If it isn't such a file, is damaged, or is of a later format.
     """
-    source = Path(path)
     with source.open("rb") as file:
+        memory.require(os.fstat(file.fileno()).st_size, "free some memory to read the saved run")
         try:
             with np.load(file, allow_pickle=False) as archive:
                 # Reading a member to its end checks its checksum.

@@ -6,13 +6,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import nfd_fast
 from nfd_fast import commands
+from nfd_fast.bench import BenchmarkError
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.study.atomic import OutputError
@@ -25,7 +26,7 @@ from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.rates import RatesConfig
 
 EXIT_FAILED = 1
-"""The work could not be finished: diverged, too large for the memory, no room to write."""
+"""The work could not be finished, or not well: diverged, too large, no room to write, too slow."""
 EXIT_USAGE = 2
 """Nothing was done: wrong usage, bad values, something missing or damaged."""
 EXIT_INTERRUPTED = 130
@@ -38,6 +39,17 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _complain(message)
         sys.exit(EXIT_USAGE)
+
+
+class _ShowFolder(argparse.Action):
+    """An option that prints a path as it is, for other programs, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], const: str, **options: Any) -> None:
+        super().__init__(option_strings, nargs=0, const=const, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(self.const)
+        parser.exit()
 
 
 def _complain(message: object) -> None:
@@ -82,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, MissingExtraError, OutputError) as error:
         _complain(error)
         return EXIT_USAGE
-    except (DivergenceError, WorkerError) as error:
+    except (BenchmarkError, DivergenceError, WorkerError) as error:
         _complain(error)
         return EXIT_FAILED
     except OSError as error:
@@ -110,6 +122,12 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nfd-fast {nfd_fast.__version__}")
+    parser.add_argument(
+        "--cmakedir",
+        action=_ShowFolder,
+        const=nfd_fast.get_cmake_dir(),
+        help="show the folder with which CMake finds nfd_fast, and exit",
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
@@ -181,12 +199,43 @@ def _parser() -> _Parser:
         "confidence intervals and what may be left of finite depth.",
         LimitConfig,
     )
+    bench = add(
+        "bench",
+        commands.bench,
+        "Run the benchmark suite that comes with the package, next to its peers where they are "
+        "installed; print the median times, or their ratios to earlier ones.",
+    )
+    _add_benchmark_options(bench)
     info = add("info", commands.info, "Print the build and the processor features in use.")
     for parser_ in (train, limit, info):
         parser_.add_argument(
             "--json", action="store_true", help="print everything as one JSON object instead"
         )
     return parser
+
+
+def help_of_commands() -> dict[str, str]:
+    """Return what ``--help`` says, by command, as the documentation shows it."""
+
+    def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+        yield parser.prog, parser.format_help()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from walk(command)
+
+    return dict(walk(_parser()))
+
+
+def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    for flag, kind, metavar, text in (
+        ("--json", Path, "FILE", "write all times to this file, with the machine and the build"),
+        ("--baseline", Path, "FILE", "compare with what --json has written earlier"),
+        ("--fail-above", float, "RATIO", "exit with 1 if a median is more than this times before"),
+        ("--select", str, "EXPRESSION", "only benchmarks that match, as of pytest -k"),
+        ("--suite", Path, "FOLDER", "another folder of benchmarks for pytest-benchmark"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=text)
 
 
 def _add_choices(parser: argparse.ArgumentParser, kind: type[Choices]) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from nfd_fast.bench import Report, Timing
+
 Command = Callable[[argparse.Namespace, Mapping[str, Any]], None]
 """A command: what was on its line, and the choices of its kind that were made."""
 
@@ -351,3 +353,62 @@ def info(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
             separator = ("\n" + " " * (width + 2)) if name == "activations" else ", "
             value = separator.join(map(str, value))
         print(f"{name.replace('_', ' '):<{width}}  {value}")
+
+
+def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Run the benchmark suite; print its times, write them, compare them with earlier ones."""
+    from nfd_fast import bench as benchmarks
+    from nfd_fast.study import atomic
+
+    most = options.fail_above
+    if most is not None:
+        if options.baseline is None:
+            raise ValueError("--fail-above needs the times to compare with: --baseline FILE")
+        if not 0 < most < math.inf:
+            raise ValueError(f"--fail-above must be a positive ratio, got {most}")
+    baseline = None if options.baseline is None else benchmarks.read(options.baseline)
+    if options.json is not None:
+        atomic.prepare_folder(options.json.parent)
+    report = benchmarks.run(options.suite or benchmarks.suite(), options.select)
+    if options.json is not None:
+        atomic.write(options.json, report.json())
+    if baseline is None:
+        _print_times(report.benchmarks)
+        return
+    ratios = report.ratios(baseline)
+    if not ratios:
+        raise benchmarks.BenchmarkError(
+            f"--baseline {options.baseline} has none of the benchmarks that were run"
+        )
+    _print_ratios(report, baseline, ratios)
+    slower = [name for name, ratio in ratios.items() if most is not None and ratio > most]
+    if slower:
+        raise benchmarks.BenchmarkError(
+            f"{len(slower)} of {len(ratios)} benchmarks took more than {most:g} times as long as "
+            f"in {options.baseline}: {', '.join(slower)}"
+        )
+
+
+def _print_times(timings: Sequence[Timing]) -> None:
+    width = max(len(timing.name) for timing in timings)
+    print(f"{'benchmark':<{width}}  {'median':>10}  {'spread':>10}")
+    for timing in timings:
+        print(f"{timing.name:<{width}}  {timing.median:>8.3g} s  {timing.spread:>8.2g} s")
+
+
+def _print_ratios(report: Report, baseline: Report, ratios: Mapping[str, float]) -> None:
+    """Print medians side by side, and what either report has alone."""
+    width = max(len(timing.name) for timing in (*report.benchmarks, *baseline.benchmarks))
+    before = {timing.name: timing.median for timing in baseline.benchmarks}
+    after = {timing.name: timing.median for timing in report.benchmarks}
+    print(f"{'benchmark':<{width}}  {'before':>10}  {'now':>10}  {'ratio':>6}")
+    for name in dict.fromkeys([*after, *before]):
+        old, new = (f"{m[name]:.3g} s" if name in m else "-" for m in (before, after))
+        ratio = f"{ratios[name]:.3f}" if name in ratios else "-"
+        print(f"{name:<{width}}  {old:>10}  {new:>10}  {ratio:>6}")
+    for what, ours, theirs in (
+        ("machine", report.machine, baseline.machine),
+        ("threads", report.build["threads"], baseline.build.get("threads")),
+    ):
+        if ours != theirs:
+            print(f"the {what} differs: {theirs} before, {ours} now")

@@ -54,4 +54,6 @@ def compiled(problem: Problem) -> task.Task:
 def run(problem: Problem, compiled_task: task.Task) -> tuple[dict[str, Array], NDArray[np.int64]]:
     """Train every replica; see :func:`nfd_fast.task.run`."""
     way_out = "take a smaller width, depth or batch, fewer updates or replicas, or record less"
+    if problem.batches.size > problem.net.width // 4:  # four arrays of a column each: more than W
+        way_out += "; engine='dense' stores less here"
     return task.run(problem, compiled_task, _core.Engine.conditional, way_out)

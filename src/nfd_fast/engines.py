@@ -48,32 +48,45 @@ def choose(asked: str, problem: Problem) -> str:
         raise ValueError(f"record {needs[0]!r} needs engine='conditional', got 'dense'")
     if asked != "auto":
         return asked
-    return "conditional" if needs or _conditional_is_cheaper(problem) else "dense"
+    return "conditional" if needs else _cheaper(problem)
 
 
 def conditional_is_faster(width: int, updates: int, batch: int) -> bool:
-    """Whether the conditional engine takes fewer operations than dense, from n = 4(K+1)B on.
+    """Whether the conditional engine is expected to take less time than dense.
 
-    A dense update multiplies by an n×n matrix three times per layer and column, 6n² operations.
-    A conditional one compares and combines the column with the (K+1)B others of up to four arrays,
-    forward and backward, in float64 where it compares: about 24 n (K+1)B of the same operations.
+    Nanoseconds per layer on one thread, fitted to both engines at 61 sizes with n from 128 to 4096,
+    M = (K+1)B columns from 2 to 512; the engines share out their work among threads alike.
+    Dense: drawing a matrix, reading it once for a forward pass and once for a backward one with the
+    update, and the arithmetic per column. Conditional: noise and activations per neuron and column;
+    inner products and combinations with the columns before; algebra of their number, which is of
+    third order in it, and slower per element for small batches; sweeps that begin and end.
+    ``benchmarks/test_engines.py`` shows how far off it is.
     """
-    return width >= 4 * (updates + 1) * batch
+    n, passes = float(width), updates + 1.0
+    columns = passes * batch
+    dense = n**2 * (1.7 + 0.18 * passes + 0.057 * columns)
+    conditional = (
+        n * columns * (10 + 0.14 * columns) + columns**3 * (0.5 + 20 / batch) + 6000 * passes
+    )
+    return conditional < dense
 
 
-def _conditional_is_cheaper(problem: Problem) -> bool:
-    """Whether to prefer the conditional engine to dense: the model behind ``engine="auto"``.
+def _cheaper(problem: Problem) -> str:
+    """Return the faster engine, or the other where that one doesn't fit the memory but this does.
 
-    If it is faster, or when the matrices don't fit the memory but this does.
+    The model behind ``engine="auto"``.
     """
     updates, batch = problem.batches.shape
-    if conditional_is_faster(problem.net.width, updates, batch):
-        return True
-    available = memory.available_bytes()
-    if available is None:
-        return False
-    engine = _core.Engine
-    return (
-        dense.compiled(problem).bytes(engine.dense, 1, False) > available
-        and conditional.compiled(problem).bytes(engine.conditional, 1, False) <= available
-    )
+    faster = conditional_is_faster(problem.net.width, updates, batch)
+    first, second = ("conditional", "dense") if faster else ("dense", "conditional")
+    needed = {name: _bytes(problem, name) for name in (first, second)}
+    if needed[first] > memory.SMALL:
+        available = memory.available_bytes()
+        if available is not None and needed[second] <= available < needed[first]:
+            return second
+    return first
+
+
+def _bytes(problem: Problem, engine: str) -> float:
+    compiled = MODULES[engine].compiled(problem)
+    return compiled.bytes(_core.Engine[engine], 1, False) + problem.record_bytes()

@@ -37,8 +37,10 @@ def estimate_memory(
     """Return the memory that :func:`nfd_fast.train` would take, besides the data; nothing is run.
 
     The dense engine stores L n² weights per replica at work (twice that if decoupled). The
-    conditional one stores four arrays of n·rank numbers per layer, rank at most
-    min(K B, n), and (L+1) B n features. To that come the records, in float64.
+    conditional one stores four arrays of n·rank numbers per layer, with room for a rank of
+    min(K B, n), and (L+1) B n features; and of small matrices rank² numbers in float64, seven per
+    layer, nine if couplings are recorded, five if decoupled: next to nothing while the rank is far
+    below n. To that come the records, in float64.
 
     Parameters
     ----------

@@ -1,26 +1,32 @@
 """The compiled kernels on plain arrays.
 
-Each has its specification of the same name in :mod:`nfd_fast.reference`. Arrays are C-contiguous
-float32 or float64 with the width last; ``out`` is filled and returned when given. ``threads``
-changes the speed, never the result.
+Each has its specification of the same name in :mod:`nfd_fast.reference`. ``threads`` changes the
+speed, never the result.
+
+Arrays are float32 or float64 with the width last: NumPy arrays, objects with the buffer protocol,
+or, through DLPack, arrays of other libraries in the memory of the processor, as of PyTorch or JAX.
+C-contiguous ones are read without a copy. ``out`` may be any of these that can be written; it is
+filled in place and the same object is returned. Without it results are NumPy arrays, which
+:func:`nfd_fast.to_namespace` hands over to another library.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments, memory
+from nfd_fast import _core, arguments, outputs
 from nfd_fast.threads import thread_count
 
 __all__ = [
     "activation",
     "activation_derivative",
     "box_muller",
+    "euler_maruyama_step",
+    "hidden_gradient",
     "normal",
     "philox",
     "residual_backward",
@@ -29,8 +35,11 @@ __all__ = [
     "words",
 ]
 
+_Filled = TypeVar("_Filled")
+"""What the caller gave to be filled, and gets back."""
 
-def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
+
+def philox(counters: ArrayLike, key: ArrayLike, *, out: Any = None) -> NDArray[np.uint32]:
     """Return raw Philox4x32-10 blocks.
 
     Parameters
@@ -39,6 +48,7 @@ def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
         Counter words c0 … c3 of each block.
     key : (2,) array of uint32
         Key words.
+    out : (m, 4) array of uint32, optional
 
     Returns
     -------
@@ -47,7 +57,7 @@ def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     Raises
     ------
     ValueError
-        For words that are not in 0 … 2³²−1, or other shapes.
+        For words that are not in 0 … 2³²−1, other shapes, or an ``out`` that can't be filled.
 
     Notes
     -----
@@ -55,9 +65,9 @@ def philox(counters: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """
     blocks = arguments.words("counters", counters, ("blocks", 4))
     key0, key1 = (int(word) for word in arguments.words("key", key, (2,)))
-    out = np.empty_like(blocks)
-    _core.philox(blocks, key0, key1, out)
-    return out
+    result = outputs.output("out", out, blocks.shape, np.dtype(np.uint32), counters=blocks)
+    _core.philox(blocks, key0, key1, result)
+    return result if out is None else out
 
 
 def words(
@@ -67,7 +77,7 @@ def words(
     *,
     layer: int = 1,
     columns: Iterable[int] = (0,),
-    out: NDArray[np.uint32] | None = None,
+    out: Any = None,
     threads: int | None = None,
 ) -> NDArray[np.uint32]:
     """Return the random words of neurons 0 … size−1.
@@ -103,9 +113,9 @@ def words(
     """
     address = _address(seed, stream, layer)
     array, shape = _columns(columns, size)
-    result = _output("out", out, shape, np.dtype(np.uint32))
+    result = outputs.output("out", out, shape, np.dtype(np.uint32), columns=array)
     _core.words(*address, array, result, thread_count(threads))
-    return result
+    return result if out is None else out
 
 
 def normal(
@@ -116,7 +126,7 @@ def normal(
     layer: int = 1,
     columns: Iterable[int] = (0,),
     dtype: DTypeLike = "float32",
-    out: NDArray[Any] | None = None,
+    out: Any = None,
     threads: int | None = None,
 ) -> NDArray[Any]:
     """Return standard normal numbers made from :func:`words` of the same arguments.
@@ -145,18 +155,20 @@ def normal(
     """
     address = _address(seed, stream, layer)
     array, shape = _columns(columns, size)
-    result = _output("out", out, shape, np.dtype(arguments.dtype_name(dtype)))
+    name = arguments.dtype_name(dtype)
+    result = outputs.output("out", out, shape, np.dtype(name), columns=array)
     _core.normal(*address, array, result, thread_count(threads))
-    return result
+    return result if out is None else out
 
 
-def box_muller(words: ArrayLike, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def box_muller(words: ArrayLike, dtype: DTypeLike = "float32", *, out: Any = None) -> NDArray[Any]:
     """Return the four normals of each given block of four words.
 
     Parameters
     ----------
     words : (m, 4) array of uint32
     dtype : {"float32", "float64"}
+    out : (m, 4) array of ``dtype``, optional
 
     Returns
     -------
@@ -165,19 +177,20 @@ def box_muller(words: ArrayLike, dtype: DTypeLike = "float32") -> NDArray[Any]:
     Raises
     ------
     ValueError
-        For words that are not in 0 … 2³²−1, or other shapes.
+        For words that are not in 0 … 2³²−1, other shapes, or an ``out`` that can't be filled.
 
     Notes
     -----
     The transform inside :func:`normal`. DESIGN §4.
     """
     blocks = arguments.words("words", words, ("blocks", 4))
-    out = _output("out", None, blocks.shape, np.dtype(arguments.dtype_name(dtype)))
-    _core.box_muller(blocks, out)
-    return out
+    name = arguments.dtype_name(dtype)
+    result = outputs.output("out", out, blocks.shape, np.dtype(name), words=blocks)
+    _core.box_muller(blocks, result)
+    return result if out is None else out
 
 
-def activation(name: str, x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def activation(name: str, x: ArrayLike, *, out: Any = None) -> NDArray[Any]:
     """Return φ(x) element by element, in the dtype of ``x``.
 
     Parameters
@@ -200,9 +213,7 @@ def activation(name: str, x: ArrayLike, *, out: NDArray[Any] | None = None) -> N
     return _apply(name, x, out, derivative=False)
 
 
-def activation_derivative(
-    name: str, x: ArrayLike, *, out: NDArray[Any] | None = None
-) -> NDArray[Any]:
+def activation_derivative(name: str, x: ArrayLike, *, out: Any = None) -> NDArray[Any]:
     """Return φ'(x) element by element; arguments as in :func:`activation`.
 
     The derivatives of relu and abs at 0 are 0.
@@ -212,12 +223,12 @@ def activation_derivative(
 
 def residual_forward(
     features_0: ArrayLike,
-    hidden: NDArray[Any],
+    hidden: ArrayLike,
     *,
     branch_factor: float,
     activation: str = "tanh",
     skip: bool = True,
-    out: NDArray[Any] | None = None,
+    out: Any = None,
     threads: int | None = None,
 ) -> NDArray[Any]:
     """Return the features of all layers, H_l = H_{l-1} + (β/√n) W_l φ(H_{l-1}).
@@ -235,6 +246,7 @@ def residual_forward(
     skip : bool
         False drops the H_{l-1} term (``mlp``).
     out : (L+1, B, n) array, optional
+        ``features_0`` may be its first layer.
     threads : int, optional
 
     Returns
@@ -254,7 +266,9 @@ def residual_forward(
     matrices = arguments.square_matrices("hidden", hidden)
     depth, width = matrices.shape[:2]
     first = arguments.float_array("features_0", features_0, ("batch", width), matrices.dtype)
-    result = _output("out", out, (depth + 1, *first.shape), matrices.dtype, avoid=(matrices,))
+    shape = (depth + 1, *first.shape)
+    result = outputs.output("out", out, shape, matrices.dtype, hidden=matrices)
+    outputs.keep_apart("out", result, "features_0", first, place=result[0])
     result[0] = first
     _core.residual_forward(
         matrices,
@@ -264,18 +278,19 @@ def residual_forward(
         _activation_index(activation),
         thread_count(threads),
     )
-    return result
+    return result if out is None else out
 
 
 def residual_backward(
     adjoints_last: ArrayLike,
-    features: NDArray[Any],
-    hidden: NDArray[Any],
+    features: ArrayLike,
+    hidden: ArrayLike,
     *,
     branch_factor: float,
     activation: str = "tanh",
     skip: bool = True,
-    out: NDArray[Any] | None = None,
+    sources: ArrayLike | None = None,
+    out: Any = None,
     threads: int | None = None,
 ) -> NDArray[Any]:
     """Return the adjoints of all layers, G_{l-1} = G_l + (β/√n) φ'(H_{l-1}) ∘ (W_lᵀ G_l).
@@ -290,7 +305,10 @@ def residual_backward(
         Unscaled W, or the independent W' of the decoupled network.
     branch_factor, activation, skip, threads
         As in :func:`residual_forward`.
+    sources : (L, B, n) array, optional
+        Added to G_0 … G_{L-1}: derivatives of a loss that reads the features of those layers too.
     out : (L+1, B, n) array, optional
+        ``adjoints_last`` may be its last layer.
 
     Returns
     -------
@@ -310,36 +328,44 @@ def residual_backward(
     depth, width = matrices.shape[:2]
     last = arguments.float_array("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
     layers = arguments.float_array("features", features, (depth + 1, *last.shape), matrices.dtype)
-    result = _output("out", out, layers.shape, matrices.dtype, avoid=(matrices, layers))
+    given = {"hidden": matrices, "features": layers}
+    entering = None
+    if sources is not None:
+        shape = (depth, *last.shape)
+        entering = arguments.float_array("sources", sources, shape, matrices.dtype)
+        given["sources"] = entering
+    result = outputs.output("out", out, layers.shape, matrices.dtype, **given)
+    outputs.keep_apart("out", result, "adjoints_last", last, place=result[depth])
     result[depth] = last
     _core.residual_backward(
         matrices,
         layers,
+        entering,
         result,
         factor,
         skip,
         _activation_index(activation),
         thread_count(threads),
     )
-    return result
+    return result if out is None else out
 
 
 def sgd_update(
-    hidden: NDArray[Any],
-    features: NDArray[Any],
-    adjoints: NDArray[Any],
+    hidden: _Filled,
+    features: ArrayLike,
+    adjoints: ArrayLike,
     sample_weights: ArrayLike,
     *,
     step: float,
     activation: str = "tanh",
     threads: int | None = None,
-) -> NDArray[Any]:
+) -> _Filled:
     """Move the hidden weights in place: W_l −= (step/√n) Σ_b w_b G_l[b] φ(H_{l-1}[b])ᵀ.
 
     Parameters
     ----------
     hidden : (L, n, n) array
-        Unscaled W; changed.
+        Unscaled W; changed. Like an ``out`` it must be C-contiguous, aligned and writeable.
     features, adjoints : (L+1, B, n) arrays
     sample_weights : (B,) array
         w_b: χ_b for one output, 1 otherwise.
@@ -363,49 +389,203 @@ def sgd_update(
     DESIGN §1.
     """
     factor = arguments.real("step", step)
-    matrices = arguments.square_matrices("hidden", hidden)
-    if matrices is not hidden:
-        raise ValueError(
-            "hidden must be a C-contiguous, aligned NumPy array to be updated in place"
-        )
+    matrices = arguments.square_matrices("hidden", outputs.in_place("hidden", hidden))
     depth, width = matrices.shape[:2]
     layers = arguments.float_array(
         "features", features, (depth + 1, "batch", width), matrices.dtype
     )
     above = arguments.float_array("adjoints", adjoints, layers.shape, matrices.dtype)
     weights = arguments.finite_array("sample_weights", sample_weights, (layers.shape[1],), float)
-    _output("hidden", matrices, matrices.shape, matrices.dtype, avoid=(layers, above))
+    given = {"features": layers, "adjoints": above, "sample_weights": weights}
+    for name, array in given.items():
+        outputs.keep_apart("hidden", matrices, name, array)
     _core.sgd_update(
         matrices,
         layers,
         above,
         weights,
         factor,
+        False,
         _activation_index(activation),
         thread_count(threads),
     )
     return hidden
 
 
+def hidden_gradient(
+    features: ArrayLike,
+    adjoints: ArrayLike,
+    *,
+    branch_factor: float,
+    activation: str = "tanh",
+    out: Any = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the derivative by the hidden weights, (β/√n) Σ_b G_l[b] φ(H_{l-1}[b])ᵀ.
+
+    Parameters
+    ----------
+    features, adjoints : (L+1, B, n) arrays
+        H_0 … H_L and G_0 … G_L, the derivatives of the same loss by them, L and n at least 1.
+    branch_factor, activation, threads
+        As in :func:`residual_forward`.
+    out : (L, n, n) array, optional
+
+    Returns
+    -------
+    (L, n, n) array
+        By the unscaled W, indexed [layer, out, in].
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
+
+    Notes
+    -----
+    DESIGN §1, whose SGD moves W_l by −η n times this if G is scaled by n.
+    """
+    factor = arguments.real("branch_factor", branch_factor)
+    layers = arguments.float_array("features", features, ("depth + 1", "batch", "width"))
+    depth, batch, width = layers.shape[0] - 1, *layers.shape[1:]
+    if depth < 1 or width < 1:
+        raise ValueError(
+            f"features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            f"got {layers.shape}"
+        )
+    above = arguments.float_array("adjoints", adjoints, layers.shape, layers.dtype, of="features")
+    shape = (depth, width, width)
+    result = outputs.output("out", out, shape, layers.dtype, features=layers, adjoints=above)
+    _core.sgd_update(
+        result,
+        layers,
+        above,
+        np.ones(batch),
+        -factor,
+        True,
+        _activation_index(activation),
+        thread_count(threads),
+    )
+    return result if out is None else out
+
+
+def euler_maruyama_step(
+    state: ArrayLike,
+    noise_coefficients: ArrayLike,
+    *,
+    seed: int,
+    layer: int,
+    columns: Iterable[int],
+    stream: str = "forward_noise",
+    images: ArrayLike | None = None,
+    image_coefficients: ArrayLike | None = None,
+    directions: ArrayLike | None = None,
+    direction_coefficients: ArrayLike | None = None,
+    out: Any = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the next layer of a network without its matrices, H + β[Y c₁ + Q_G c₂ + Ξ c₃].
+
+    Sample by sample::
+
+        new[b] = state[b] + Σ_i images[i] image_coefficients[i, b]
+                          + Σ_j directions[j] direction_coefficients[j, b]
+                          + Σ_c Ξ_c noise_coefficients[c, b]
+
+    where Ξ_c are the numbers ``normal(seed, stream, n, layer=layer, columns=columns)[c]``, drawn
+    as they are needed and never stored.
+
+    Parameters
+    ----------
+    state : (B, n) array of float32 or float64
+        H_{l-1}; its dtype is the dtype of the computation.
+    noise_coefficients : (m, B) array
+        β c₃. Like all coefficients finite, and float64 until it meets a neuron's number in the
+        dtype of ``state``.
+    seed, stream, layer
+        As in :func:`words`.
+    columns : iterable of int
+        The m column indices of the noise, each in 0 … 2³²−1: kB + b for sample b of pass k.
+    images, image_coefficients : (p, n) and (p, B) arrays, optional
+        Y, the answers of the layer's matrix so far, in the dtype of ``state``; and β c₁.
+    directions, direction_coefficients : (q, n) and (q, B) arrays, optional
+        Q_G, a basis of the adjoints asked so far, in the dtype of ``state``; and β c₂.
+    out : (B, n) array, optional
+        May be ``state`` itself.
+    threads : int, optional
+
+    Returns
+    -------
+    (B, n) array in the dtype of ``state``
+        Terms are added in the order above, one fused operation each.
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit, one of a pair without the other, coefficients that
+        aren't finite, indices out of range, and ``out`` that overlaps an input other than all of
+        ``state``.
+
+    Notes
+    -----
+    DESIGN §2. In the first pass nothing was asked before: the B columns of Ŵ_l φ(H_{l-1}) are
+    Gaussian, independent between neurons, with the covariance K = φ(H_{l-1}) φ(H_{l-1})ᵀ/n between
+    samples. So c₃ = Cᵀ for the Cholesky factor K = C Cᵀ, and this is one Euler–Maruyama step of
+    dh = √T du of NFD (arXiv:2512.21075), n being the number of particles. Later passes ask
+    conditionally on the answers given: with Q_A of DESIGN §2, c₁ = Q_Aᵀφ(H), and c₃ belongs to what
+    φ(H) has beside Q_A.
+
+    Examples
+    --------
+    Eight layers of a tanh network of width 1000, sampled without a matrix:
+
+    >>> import numpy as np
+    >>> from nfd_fast import kernels
+    >>> h = kernels.normal(0, "input", 1000, columns=range(3), dtype="float64")
+    >>> for layer in range(1, 9):
+    ...     features = kernels.activation("tanh", h)
+    ...     factor = np.linalg.cholesky(features @ features.T / 1000)
+    ...     h = kernels.euler_maruyama_step(
+    ...         h, factor.T / np.sqrt(8), seed=0, layer=layer, columns=range(3)
+    ...     )
+    """
+    address = _address(seed, stream, layer)
+    before = arguments.float_array("state", state, ("batch", "width"))
+    batch, width = before.shape
+    arguments.integer("width", width, low=0, high=arguments.MAX_INDEX)
+    indices = arguments.columns(columns)
+    factors = arguments.finite_array(
+        "noise_coefficients", noise_coefficients, (len(indices), batch), np.float64
+    )
+    names = ("images", "image_coefficients", "directions", "direction_coefficients")
+    known = (
+        *arguments.terms(names[:2], images, image_coefficients, before),
+        *arguments.terms(names[2:], directions, direction_coefficients, before),
+    )
+    inputs = dict(zip(names, known, strict=True))
+    inputs |= {"columns": indices, "noise_coefficients": factors}
+    result = outputs.output("out", out, before.shape, before.dtype, **inputs)
+    outputs.keep_apart("out", result, "state", before, place=result)
+    _core.euler_maruyama_step(
+        before, *known, *address, indices, factors, result, thread_count(threads)
+    )
+    return result if out is None else out
+
+
 def _activation_index(name: str) -> int:
     return _core.ACTIVATIONS.index(arguments.option("activation", name, _core.ACTIVATIONS))
 
 
-def _apply(name: str, x: ArrayLike, out: NDArray[Any] | None, *, derivative: bool) -> NDArray[Any]:
+def _apply(name: str, x: ArrayLike, out: Any, *, derivative: bool) -> NDArray[Any]:
     index = _activation_index(name)
     array = arguments.as_array("x", x)
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"x must be float32 or float64, got dtype {array.dtype}")
     array = np.require(array, requirements=["C", "A"])
-    result = _output("out", out, array.shape, array.dtype)
-    if (
-        out is not None
-        and np.may_share_memory(result, array)
-        and (result.ctypes.data != array.ctypes.data)
-    ):
-        raise ValueError("out must be x itself or not overlap it")
+    result = outputs.output("out", out, array.shape, array.dtype)
+    outputs.keep_apart("out", result, "x", array, place=result)
     _core.apply_activation(index, derivative, array.reshape(-1), result.reshape(-1))
-    return result
+    return result if out is None else out
 
 
 def _address(seed: int, stream: str, layer: int) -> tuple[int, _core.Stream, int]:
@@ -421,27 +601,3 @@ def _columns(columns: Iterable[int], size: int) -> tuple[NDArray[np.uint32], tup
     count = arguments.integer("size", size, low=0, high=arguments.MAX_INDEX)
     array = arguments.columns(columns)
     return array, (len(array), count)
-
-
-def _output(
-    name: str,
-    out: NDArray[Any] | None,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    avoid: tuple[NDArray[Any], ...] = (),
-) -> NDArray[Any]:
-    """Return ``out`` after checking that it can take the result, or a new array."""
-    if out is None:
-        needed = math.prod(shape) * dtype.itemsize
-        memory.require(needed, "take smaller sizes, or give out")
-        return np.empty(shape, dtype=dtype)
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
-        raise ValueError(
-            f"{name} must be a NumPy array of shape {shape} and dtype {dtype}, "
-            f"got {arguments.describe(out)}"
-        )
-    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
-        raise ValueError(f"{name} must be C-contiguous, aligned and writeable")
-    if any(np.may_share_memory(out, other) for other in avoid):
-        raise ValueError(f"{name} must not overlap an input")
-    return out

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nfd_fast import arguments, observables
+from nfd_fast import arguments, observables, outputs
 from nfd_fast.arguments import DTypeName
 from nfd_fast.checkpoint import Checkpoint, digest
 from nfd_fast.model import SGD, ResNet, Weights
@@ -138,6 +138,8 @@ def batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
 
 def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
     """Return the seeds and whether they make an ensemble."""
+    if arguments.exports(seed):  # some tensors with one entry pass for an integer
+        seed = arguments.as_array("seed", seed)
     try:
         single = operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
@@ -191,18 +193,14 @@ def given_weights(
         shapes["backward_hidden"] = square
     checked: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
-        array = getattr(weights, name)
-        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
+        given = getattr(weights, name)
+        read = outputs.in_place if overwrite else arguments.as_array
+        array = read(f"weights.{name}", given)
+        if array.dtype != np.dtype(dtype):
             raise ValueError(
-                f"weights.{name} must be a NumPy array of dtype {dtype}, "
-                f"got {arguments.describe(array)}"
+                f"weights.{name} must be an array of dtype {dtype}, got {arguments.describe(array)}"
             )
-        good = arguments.finite_array(f"weights.{name}", array, shape, dtype)
-        if overwrite and (not np.may_share_memory(good, array) or not array.flags.writeable):
-            raise ValueError(
-                f"weights.{name} must be C-contiguous and writeable for overwrite_weights=True"
-            )
-        checked[name] = good
+        checked[name] = arguments.finite_array(f"weights.{name}", array, shape, dtype)
     if overwrite:
         arrays = list(checked.items())
         for i, (name, array) in enumerate(arrays):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class Run:
     noise_depth: int
     record_every: int = 1
     data: str = ""
-    _save: Callable[[str | os.PathLike[str]], None] | None = field(default=None, repr=False)
+    _save: Callable[[Path], None] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trained state to a file, so that :func:`nfd_fast.resume` can go on from there.
@@ -99,18 +100,22 @@ class Run:
         Parameters
         ----------
         path : path
-            Written whole or not at all.
+            Written whole or not at all; what a link points to is replaced, not the link.
 
         Raises
         ------
         ValueError
-            If the run kept no state: that takes ``train(..., keep_state=True)``.
+            If the run kept no state, which takes ``train(..., keep_state=True)``, or diverged; or
+            if ``path`` is none.
+        MemoryError
+            If the copy that is written doesn't fit the memory.
         OSError
             If the file can't be written.
         """
+        target = arguments.file_path("path", path)
         if self._save is None:
             raise ValueError("this run kept no state; train with keep_state=True to save it")
-        self._save(path)
+        self._save(target)
 
     def standard_errors(self, name: str = "outputs") -> Array:
         """Return the standard error of the mean over replicas of a recorded array.
@@ -130,13 +135,13 @@ class Run:
         ValueError
             If the run is not an ensemble of two replicas or more, or has no such array.
         """
-        arrays = [k for k, v in self.observables.items() if isinstance(v, np.ndarray)]
+        arrays = [k for k, v in self.observables.items() if not isinstance(v, tuple)]
         arguments.option("name", name, arrays)
         if len(self.seeds) < 2:
             raise ValueError(
                 f"standard errors need an ensemble of at least 2 seeds, got {len(self.seeds)}"
             )
-        values = np.asarray(self.observables[name])
+        values = arguments.as_array(name, self.observables[name])
         return np.asarray(values.std(axis=0, ddof=1) / math.sqrt(len(self.seeds)))
 
     def __repr__(self) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from nfd_fast import _core, arguments, checkpoint, engines, observables
+from nfd_fast import _core, arguments, checkpoint, engines, memory, observables
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
@@ -71,13 +72,11 @@ def train(
     engine : str
         ``"dense"`` stores the weights. ``"conditional"`` never forms them: it draws what they
         answer, exactly in law at every width, in memory and time linear in n·L·(K+1)·B; the two
-        agree in law, not path by path (they share W_in and V). A feature or adjoint that is
-        closer to earlier ones than 1e-6 of its length in float32, 1e-10 in float64, has their
-        answers alone: movements smaller than that, as of float32 runs with learning rates
-        below 1e-6, follow the decoupled network's.
-        ``"auto"`` takes dense if
-        ``weights`` are given, else conditional from n = 4(K+1)B on or where the matrices don't
-        fit. The choice is in the result.
+        agree in law, not path by path (they share W_in and V). A feature or adjoint whose distance
+        from earlier ones is below its own rounding (3e-8 of its length in float32; 1e-10 in
+        float64) has their answers alone. ``"auto"`` takes dense if ``weights`` are given, else the
+        one expected to be faster (conditional while n is a few times (K+1)B), or the other where
+        that one doesn't fit the memory. The choice is in the result.
     noise_depth : int, optional
         A multiple r·depth: each layer's initial weights are the normalised sum of r fine layers,
         so that networks of different depth share one Brownian path. Default: ``depth``.
@@ -109,11 +108,13 @@ def train(
         with the number of replicas times passes done, from the calling thread.
     keep_state : bool
         Keep the memory of the trained network with the result, for :meth:`Run.save`; a single run.
+        Saving takes that memory once more while it writes.
 
     Returns
     -------
     Run
-        Outputs, losses and observables; with several seeds a leading replica axis on each.
+        Outputs, losses and observables; with several seeds a leading replica axis on each. Its
+        arrays are NumPy's; :func:`nfd_fast.to_namespace` makes them another library's.
 
     Raises
     ------
@@ -236,7 +237,7 @@ def resume(
     MemoryError, DivergenceError
         As :func:`train`.
     """
-    start = checkpoint.read(path)
+    start = checkpoint.read(arguments.file_path("path", path))
     arguments.option("device", device, DEVICES)
     net, sgd, name, expected = start.net, start.sgd, start.dtype, len(start.first_batch)
     keep_state = arguments.flag("keep_state", keep_state)
@@ -282,9 +283,13 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     """Train a checked problem."""
     chosen = engines.MODULES[engine]
     compiled = chosen.compiled(problem)
+    # Of the data as they are now: the caller may change them before saving.
+    data = (
+        checkpoint.digest(problem.x, problem.targets, problem.labels) if problem.keep_state else ""
+    )
     records, divergences = chosen.run(problem, compiled)
 
-    def save(path: str | os.PathLike[str]) -> None:
+    def save(path: Path) -> None:
         done = 0 if problem.start is None else problem.start.updates
         manifest = {
             "package": _core.VERSION,
@@ -297,9 +302,16 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
             "fine": problem.fine,
             "updates": done + len(problem.batches),
             "first_batch": problem.last_batch.tolist(),
-            "data": checkpoint.digest(problem.x, problem.targets, problem.labels),
+            "data": data,
         }
+        memory.require(
+            compiled.bytes(_core.Engine[engine], 1, False),
+            "free some memory: a state is copied once while it is saved",
+        )
         checkpoint.write(path, manifest, compiled.state())
+
+    def save_diverged(path: Path) -> None:
+        raise ValueError("this run diverged, which leaves no state to save")
 
     failed = np.flatnonzero(divergences[:, 2])
     run = Run(
@@ -316,7 +328,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         noise_depth=problem.net.depth * problem.fine,
         record_every=problem.record_every,
         data=problem.seen(),
-        _save=save if problem.keep_state and not failed.size else None,
+        _save=None if not problem.keep_state else save if not failed.size else save_diverged,
     )
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])

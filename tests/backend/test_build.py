@@ -24,11 +24,16 @@ losses = [nfd.train(net, nfd.SGD(0.3), x, x[:, :2], batches=np.arange(4 * batch)
 words = kernels.words(9, "hidden", 1023, layer=5, columns=[0, 7])
 normals = {dtype: kernels.normal(9, "hidden", 1023, columns=range(5), dtype=dtype)
            for dtype in ("float32", "float64")}
+step = {dtype: kernels.euler_maruyama_step(
+            np.array(normals[dtype]), np.eye(3, 5), seed=2, layer=3, columns=range(3),
+            images=normals[dtype][:2], image_coefficients=np.ones((2, 5)) / 3)
+        for dtype in normals}
 activations = {name: kernels.activation(name, np.linspace(-9, 9, 331)).tolist()
                for name in nfd.ACTIVATIONS}
 print(json.dumps({
     "isa": nfd.build_info()["instruction_set"], "words": words.tolist(),
     "normals": {d: z.tolist() for d, z in normals.items()},
+    "steps": {d: z.tolist() for d, z in step.items()},
     "activations": activations, "losses": losses}))
 """
 
@@ -69,6 +74,10 @@ def test_every_instruction_set_gives_the_same_numbers() -> None:
                     rtol=16 * eps,
                     atol=eps * 1e-3,  # type: ignore[index]
                 )
+        for name, values in first["steps"].items():  # type: ignore[attr-defined]
+            # Of terms below 18 in all, each 16 units off, with 6 roundings: 400.
+            found, eps = other["steps"][name], np.finfo(name).eps  # type: ignore[index]
+            np.testing.assert_allclose(found, values, rtol=0, atol=400 * eps)
         np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-12)  # type: ignore[arg-type]
 
 
@@ -79,6 +88,7 @@ def test_fused_instruction_sets_give_the_same_bits() -> None:
         pytest.skip("this processor has at most one instruction set with fused operations")
     first, second = (probe(isa) for isa in fused[-2:])
     assert first["normals"] == second["normals"]
+    assert first["steps"] == second["steps"]
     assert first["activations"] == second["activations"]
 
 

@@ -314,6 +314,73 @@ def test_update_is_the_gradient(
     assert found == pytest.approx(extrapolated, rel=0, abs=1e-8 * max(steepness, 0.1))
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_derivatives_of_a_loss_that_reads_every_layer(
+    implementation: ModuleType, name: str, skip: bool
+) -> None:
+    """⟨derivatives, direction⟩ is the slope of Σ_l ⟨C_l, H_l⟩ along random directions.
+
+    Central differences with step ε = 1e-5 are off by ε²/6 times a third derivative of order 10 and
+    by eps/ε of the loss: 1e-9 of numbers of order 10, of which 1e-7 leaves room for the steepest.
+    """
+    depth, batch, n, beta = 3, 2, 5, 0.7
+    h0, dh0, w, dw, c = random_arrays(
+        1, "float64", (batch, n), (batch, n), (depth, n, n), (depth, n, n), (depth + 1, batch, n)
+    )
+    options: dict[str, Any] = {"branch_factor": beta, "activation": name, "skip": skip}
+
+    def loss(move: float) -> float:
+        features = implementation.residual_forward(h0 + move * dh0, w + move * dw, **options)
+        return float((c * features).sum())
+
+    features = implementation.residual_forward(h0, w, **options)
+    adjoints = implementation.residual_backward(c[-1], features, w, sources=c[:-1], **options)
+    gradient = implementation.hidden_gradient(
+        features, adjoints, branch_factor=beta, activation=name
+    )
+    slope = float((adjoints[0] * dh0).sum() + (gradient * dw).sum())
+    assert abs((loss(1e-5) - loss(-1e-5)) / 2e-5 - slope) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("depth", "batch", "n"), [(1, 0, 1), (1, 1, 1), (2, 3, 7), (3, 1, 129), (2, 5, 257)]
+)
+def test_sources_and_gradients_of_awkward_sizes(
+    depth: int, batch: int, n: int, name: str, dtype: str
+) -> None:
+    """Compiled against reference; the same bits for any threads; what is in `out` is never read.
+
+    Sums of n or B products in another order differ by √n eps with random signs, activations by 16
+    eps (test_activations.py), through at most three layers, each amplified by 1 + β‖Ŵ‖ ≤ 2.
+    """
+    h0, c, w = random_arrays(2, dtype, (batch, n), (depth + 1, batch, n), (depth, n, n))
+    options: dict[str, Any] = {"branch_factor": 0.5, "activation": name}
+    features = reference.residual_forward(h0, w, **options).astype(dtype)
+    arguments: Any = (c[-1], features, w)
+    expected = reference.residual_backward(*arguments, sources=c[:-1], **options).astype(dtype)
+    gradient = reference.hidden_gradient(features, expected, **options).astype(dtype)
+
+    def compiled(threads: int) -> tuple[Array, Array]:
+        many: dict[str, Any] = {"threads": threads, **options}
+        return (
+            nfd_fast.kernels.residual_backward(
+                *arguments, sources=c[:-1], out=np.full_like(c, np.nan), **many
+            ),
+            nfd_fast.kernels.hidden_gradient(
+                features, expected, out=np.full_like(w, np.nan), **many
+            ),
+        )
+
+    for got, again, wanted in zip(compiled(1), compiled(2), (expected, gradient), strict=True):
+        assert np.array_equal(got, again)
+        tolerance = 8 * (16 + math.sqrt(n)) * np.finfo(dtype).eps
+        scale = np.abs(wanted).max(initial=0.0)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance * scale)
+
+
 def test_decoupled_updates_are_shared(make_problem: Callable[..., Any]) -> None:
     """W and W' move by the same amount (DESIGN §1); exact up to one rounding of each sum."""
     net = nfd_fast.ResNet(width=6, depth=3, inputs=3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nfd_fast as nfd
-from nfd_fast import checkpoint
+from nfd_fast import checkpoint, memory
 
 RNG = np.random.default_rng(5)
 X, Y = RNG.normal(size=(12, 5)), RNG.normal(size=(12, 2))
@@ -41,7 +41,7 @@ def options(engine: str, backward: str, dtype: str) -> dict[str, Any]:
 @pytest.mark.parametrize("engine", ["dense", "conditional"])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("width", [7, 300, 1100])
+@pytest.mark.parametrize("width", [7, 300, 1400])
 def test_continued_equals_uninterrupted(
     tmp_path: Path, engine: str, backward: str, dtype: str, width: int
 ) -> None:
@@ -77,6 +77,62 @@ def saved(tmp_path: Path) -> Path:
                     engine="conditional")  # fmt: skip
     run.save(tmp_path / "run.npz")
     return tmp_path / "run.npz"
+
+
+def small_run(**options: Any) -> nfd.Run:
+    net = nfd.ResNet(width=40, depth=2, inputs=5, outputs=2)
+    given: dict[str, Any] = {"x": X, "y": Y, "batches": BATCHES[:2], "keep_state": True}
+    return nfd.train(net, nfd.SGD(0.4), **(given | options))
+
+
+def test_a_file_belongs_to_the_data_that_were_trained_on(tmp_path: Path) -> None:
+    x = X.astype(np.float32)
+    run = small_run(x=x)
+    x *= 2
+    run.save(tmp_path / "run")
+    assert nfd.resume(tmp_path / "run", X, Y, batches=BATCHES[2:]).outputs.size
+    with pytest.raises(ValueError, match="x and y must be the data of the saved run"):
+        nfd.resume(tmp_path / "run", x, Y, batches=BATCHES[2:])
+
+
+def test_files_are_as_readable_as_any_other_and_links_stay(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    (tmp_path / "link").symlink_to("target")
+    run = small_run()
+    for name in ("link", "target", "new"):
+        run.save(str(tmp_path / name))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("path", [None, 7, "", "folder/"])
+def test_paths_that_name_no_file(path: Any) -> None:
+    with pytest.raises(ValueError, match="path must be the path of a file, got"):
+        small_run().save(path)
+    with pytest.raises(ValueError, match="path must be the path of a file, got"):
+        nfd.resume(path, X, Y, batches=BATCHES)
+
+
+def test_what_does_not_fit_the_memory_is_neither_saved_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run()
+    run.save(tmp_path / "run")
+    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(MemoryError, match="a state is copied once while it is saved"):
+        run.save(tmp_path / "other")
+    with pytest.raises(MemoryError, match="to read the saved run"):
+        nfd.resume(tmp_path / "run", X, Y, batches=BATCHES)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_diverged_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(nfd.DivergenceError) as raised:
+        small_run(y=1e30 * Y)
+    with pytest.raises(ValueError, match="this run diverged, which leaves no state to save"):
+        raised.value.run.save(tmp_path / "run")
 
 
 def test_saving_is_atomic(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ def refused(call, tmp_path):
 
 def test_version(call):
     assert call("--version") == (0, f"nfd-fast {nfd_fast.__version__}\n", "")
+
+
+def test_folders_of_the_installation(call):
+    assert call("--cmakedir") == (0, f"{nfd_fast.get_cmake_dir()}\n", "")
+    assert (Path(nfd_fast.get_cmake_dir()) / "nfd_fastConfig.cmake").is_file()
+    assert (Path(nfd_fast.get_include()) / "nfd_fast" / "nfd.h").is_file()
 
 
 def test_help_explains_every_choice_with_its_default(call):

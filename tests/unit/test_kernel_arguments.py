@@ -69,7 +69,7 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         ),
         (
             lambda: kernels.words(0, "hidden", 4, out=np.zeros((1, 4), np.int64)),
-            "out must be a NumPy array of shape (1, 4) and dtype uint32",
+            "out must be an array of shape (1, 4) and dtype uint32",
         ),
         (
             lambda: kernels.normal(0, "hidden", 4, out=np.zeros((1, 8), np.float32)[:, ::2]),
@@ -92,7 +92,7 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         (lambda: kernels.activation("tanh", [1, 2]), "x must be float32 or float64, got dtype int"),
         (
             lambda: kernels.activation("tanh", LAST, out=np.zeros(3, np.float32)),
-            "out must be a NumPy array of shape (4, 3)",
+            "out must be an array of shape (4, 3)",
         ),
         (
             lambda: kernels.residual_forward(LAST[:, :2], HIDDEN, branch_factor=1),
@@ -112,17 +112,36 @@ LAYERS = np.ones((3, 4, 3), np.float32)
         ),
         (
             lambda: kernels.residual_backward(LAST, LAYERS, HIDDEN, branch_factor=1, out=LAYERS),
-            "out must not overlap an input",
+            "out must not overlap features",
         ),
         (
             lambda: kernels.sgd_update(
                 HIDDEN.transpose(0, 2, 1), LAYERS, LAYERS, LAST[:, 0], step=1
             ),
-            "hidden must be a C-contiguous, aligned NumPy array",
+            "hidden must be C-contiguous to be filled in place",
         ),
         (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS[:2], np.ones(4), step=1),
             "adjoints must have shape (3, 4, 3), got (2, 4, 3)",
+        ),
+        (
+            lambda: kernels.residual_backward(
+                LAST, LAYERS, HIDDEN, branch_factor=1, sources=LAYERS
+            ),
+            "sources must have shape (2, 4, 3), got (3, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS[:1], LAYERS[:1], branch_factor=1),
+            "features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            "got (1, 4, 3)",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS.astype(float), branch_factor=1),
+            "adjoints must have the dtype of features, float32, got float64",
+        ),
+        (
+            lambda: kernels.hidden_gradient(LAYERS, LAYERS[:, 1:], branch_factor=1),
+            "adjoints must have shape (3, 4, 3), got (3, 3, 3)",
         ),
         (
             lambda: kernels.sgd_update(HIDDEN, LAYERS, LAYERS, np.ones(3), step=1),
@@ -134,6 +153,67 @@ def test_refusals(call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+STEP = {
+    "state": LAST,
+    "noise_coefficients": np.ones((2, 4)),
+    "seed": 0,
+    "layer": 1,
+    "columns": [0, 1],
+    "images": LAYERS[0, :2],
+    "image_coefficients": np.ones((2, 4)),
+    "directions": LAYERS[0, :1],
+    "direction_coefficients": np.ones((1, 4)),
+}
+
+
+@pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": LAST[0]}, "state must have shape (batch, width), got (3,)"),
+        ({"state": LAST.astype(int)}, "state must be float32 or float64, got dtype int64"),
+        ({"columns": [0]}, "noise_coefficients must have shape (1, 4), got (2, 4)"),
+        ({"columns": [0, 2**32]}, "columns must be integers in 0 ... 2**32 - 1, got 4294967296"),
+        (
+            {"noise_coefficients": [[np.inf] * 4] * 2},
+            "noise_coefficients must be finite in float64, got inf at index (0, 0)",
+        ),
+        ({"seed": -1}, "seed must be an integer in 0 ... 2**64 - 1, got -1"),
+        ({"layer": 0}, "layer must be a positive integer of at most 16777216, got 0"),
+        ({"stream": "noise"}, "stream must be one of 'input', 'readout'"),
+        ({"images": None}, "images must be given with image_coefficients, got None"),
+        (
+            {"direction_coefficients": None},
+            "direction_coefficients must be given with directions, got None",
+        ),
+        ({"images": LAYERS[0, :2, :2]}, "images must have shape (count, 3), got (2, 2)"),
+        (
+            {"directions": LAST[:1].astype(float)},
+            "directions must have the dtype of state, float32, got float64",
+        ),
+        (
+            {"image_coefficients": np.ones((2, 3))},
+            "image_coefficients must have shape (2, 4), got (2, 3)",
+        ),
+    ],
+)
+def test_euler_maruyama_step(module: ModuleType, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        module.euler_maruyama_step(**STEP | change)
+
+
+def test_out_of_a_step_is_the_state_or_apart() -> None:
+    room = np.ones((6, 3), np.float32)
+    for out, message in (
+        (room[1:5], "out must not overlap state unless state lies where its copy goes"),
+        (LAYERS[0], "out must not overlap images, got shared memory"),
+        (np.ones((4, 3)), "out must be an array of shape (4, 3) and dtype float32"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels.euler_maruyama_step(**STEP | {"state": room[:4]}, out=out)
+    assert np.array_equal(room, np.ones((6, 3)))
 
 
 @pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
@@ -203,11 +283,11 @@ def test_misaligned_arrays_are_read_and_never_written() -> None:
     assert np.array_equal(
         kernels.activation("gelu", misaligned(values)), kernels.activation("gelu", values)
     )
-    with pytest.raises(ValueError, match="out must be C-contiguous, aligned and writeable"):
+    with pytest.raises(ValueError, match="out must be aligned to be filled"):
         kernels.activation("gelu", values, out=misaligned(values))
     forward = kernels.residual_forward(misaligned(LAST), misaligned(HIDDEN + 1), branch_factor=1)
     assert np.array_equal(forward, kernels.residual_forward(LAST, HIDDEN + 1, branch_factor=1))
-    with pytest.raises(ValueError, match="hidden must be a C-contiguous, aligned NumPy array"):
+    with pytest.raises(ValueError, match="hidden must be aligned to be filled"):
         kernels.sgd_update(misaligned(HIDDEN), LAYERS, LAYERS, np.ones(4), step=0.1)
     net, sgd = nfd.ResNet(5, 2, 3), nfd.SGD(0.1)
     x, y = values, np.arange(4.0)

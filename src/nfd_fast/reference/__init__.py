@@ -9,6 +9,8 @@ with it.
 ``noise``            Philox4x32-10, noise words, normals, refinement in depth (DESIGN §4)
 ``activations``      φ and φ'
 ``losses``           mean squared error and cross entropy
+``conditional``      training without the initial matrices, column by column (DESIGN §2)
+``euler_maruyama``   one layer of the conditional representation (DESIGN §2)
 ``network``          weights at initialisation, forward and backward pass, SGD (DESIGN §1)
 ``observables``      what a run can record (DESIGN §5)
 ``theory``           moments and kernels at infinite width (DESIGN §3.1)
@@ -17,10 +19,13 @@ with it.
 """
 
 from nfd_fast.reference.activations import ACTIVATIONS, activation, activation_derivative
+from nfd_fast.reference.conditional import ConditionalMatrix, ConditionalRun, train_conditional
+from nfd_fast.reference.euler_maruyama import euler_maruyama_step
 from nfd_fast.reference.losses import LOSSES, cross_entropy, mse
 from nfd_fast.reference.network import (
     backward_pass,
     forward_pass,
+    hidden_gradient,
     initial_weights,
     residual_backward,
     residual_forward,
@@ -41,16 +46,20 @@ __all__ = [
     "ACTIVATIONS",
     "LOSSES",
     "STREAMS",
+    "ConditionalMatrix",
+    "ConditionalRun",
     "activation",
     "activation_derivative",
     "adjoint_kernels",
     "backward_pass",
     "box_muller",
     "cross_entropy",
+    "euler_maruyama_step",
     "feature_kernels",
     "feature_movement",
     "forward_pass",
     "gaussian_moments",
+    "hidden_gradient",
     "initial_kernels",
     "initial_weights",
     "layer_normal",
@@ -62,6 +71,7 @@ __all__ = [
     "residual_forward",
     "sgd_update",
     "train",
+    "train_conditional",
     "updated_weights",
     "words",
 ]

@@ -146,6 +146,7 @@ def residual_backward(
     branch_factor: float,
     activation: str = "tanh",
     skip: bool = True,
+    sources: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Propagate adjoints back through the hidden layers.
 
@@ -159,6 +160,8 @@ def residual_backward(
         Unscaled weights of the backward pass, indexed [layer, out, in]: W, or W' if decoupled.
     branch_factor, activation, skip
         As for :func:`residual_forward`.
+    sources : (L, B, n), optional
+        Derivatives of the loss by H_0 … H_{L-1} where it reads them besides H_L.
 
     Returns
     -------
@@ -176,10 +179,14 @@ def residual_backward(
     skip = arguments.flag("skip", skip)
     adjoints = [arguments.float_array("adjoints_last", adjoints_last, ("batch", width))]
     layers = arguments.float_array("features", features, (depth + 1, *adjoints[0].shape))
-    for weights, previous_features in zip(hidden[::-1], layers[-2::-1], strict=True):
-        # G_{l-1} = [G_l +] β φ'(H_{l-1}) ∘ (Ŵ_lᵀ G_l)
+    shape = (depth, *adjoints[0].shape)
+    read = np.zeros(shape) if sources is None else arguments.float_array("sources", sources, shape)
+    for weights, previous_features, entering in zip(
+        hidden[::-1], layers[-2::-1], read[::-1].astype(layers.dtype), strict=True
+    ):
+        # G_{l-1} = [G_l +] β φ'(H_{l-1}) ∘ (Ŵ_lᵀ G_l) [+ ∂loss/∂H_{l-1}]
         branch = scale * phi_derivative(activation, previous_features) * (adjoints[-1] @ weights)
-        adjoints.append(adjoints[-1] + branch if skip else branch)
+        adjoints.append((adjoints[-1] + branch if skip else branch) + entering)
     return np.stack(adjoints[::-1])
 
 
@@ -229,6 +236,43 @@ def sgd_update(
     change = np.swapaxes(weighted[1:], 1, 2) @ phi(activation, features[:-1])
     updated: NDArray[Any] = hidden - scale * change
     return updated
+
+
+def hidden_gradient(
+    features: ArrayLike,
+    adjoints: ArrayLike,
+    *,
+    branch_factor: float,
+    activation: str = "tanh",
+) -> NDArray[Any]:
+    """Return the derivative of a loss by the unscaled hidden weights.
+
+    Parameters
+    ----------
+    features, adjoints : (L+1, B, n)
+        H_0 … H_L, and the derivatives of the loss by them.
+    branch_factor : float
+        β.
+    activation : str
+
+    Returns
+    -------
+    (L, n, n)
+        Indexed [layer, out, in].
+
+    Raises
+    ------
+    ValueError
+        For shapes or dtypes that don't fit.
+    """
+    features = arguments.float_array("features", features, ("depth + 1", "batch", "width"))
+    adjoints = arguments.float_array("adjoints", adjoints, features.shape)
+    scale = arguments.real("branch_factor", branch_factor) / math.sqrt(features.shape[-1])
+    # ∂/∂W_l = β/√n Σ_b G_l[b] φ(H_{l-1}[b])ᵀ
+    gradient: NDArray[Any] = scale * (
+        np.swapaxes(adjoints[1:], 1, 2) @ phi(activation, features[:-1])
+    )
+    return gradient
 
 
 class ForwardPass(NamedTuple):

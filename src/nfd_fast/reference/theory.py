@@ -53,9 +53,11 @@ def initial_kernels(
 ) -> tuple[Array, Array, Array, Array]:
     """Return features (L+1, B, B), adjoints (L+1, B, B), tangent, decoupled tangent (B, B).
 
-    S_0 = xxᵀ/d, S_l = S_{l-1} + β² E[φφ](S_{l-1});
-    Γ_L = 1, Γ_{l-1} = Γ_l + β² Γ_l∘E[φ'φ'](S_{l-1});
-    Θ = Γ_0∘S_0 + β² Σ_l Γ_l∘E[φφ](S_{l-1}) + S_L. Decoupled: E[G_l G'_l] in place of Γ_l.
+    Decoupled: E[G_l G'_l] in place of Γ_l of the last line::
+
+        S_0 = xxᵀ/d    S_l = S_{l-1} + β² E[φφ](S_{l-1})
+        Γ_L = 1        Γ_{l-1} = Γ_l + β² Γ_l∘E[φ'φ'](S_{l-1})
+        Θ = Γ_0∘S_0 + β² Σ_l Γ_l∘E[φφ](S_{l-1}) + S_L
     """
     samples = np.asarray(x, dtype=np.float64)
     factor = net.horizon / depth if net.parameterization == "depth_mup" else net.horizon

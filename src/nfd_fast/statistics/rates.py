@@ -60,6 +60,7 @@ class Rate(NamedTuple):
 
 
 RESAMPLES = 2000
+"""Resamples of the bootstrap behind a rate's intervals."""
 ENOUGH = 12
 """Replicas from which on the 95% intervals of a rate cover 93–97 %, as tests show."""
 
