@@ -40,7 +40,7 @@ struct ConditionalHidden : ConditionalState<T> {
     double* sums;         // (2, chunks, slot) reductions of this and the next layer
     double* measured;     // (2, chunks, measure) Gram of the new columns of this and the last layer
     double* column_sums;  // (B)
-    bool* halted;         // (2) see Pass::halts
+    Agreement* halt;      // whether to give up
     // And of its members.
     Step<T>* steps;     // (members)
     T* tile_x;          // (members, B, tile)
@@ -73,7 +73,7 @@ struct ConditionalHidden : ConditionalState<T> {
         arena.take(h.sums, 2 * chunk_count * static_cast<double>(h.slot_size));
         arena.take(h.measured, 2 * chunk_count * static_cast<double>(h.measure_size));
         arena.take(h.column_sums, rows);
-        arena.take(h.halted, 2);
+        arena.take(h.halt, 1);
         const double members = team_members;
         const double tile = rows * static_cast<double>(h.tile_width);
         arena.take(h.tile_x, members * tile);
@@ -192,14 +192,8 @@ struct Pass {
         team.sync();
     }
 
-    // Waits for all; whether they all give up now, since someone wants to stop. One member says so
-    // for all: a member that gave up alone would leave the others waiting.
-    bool sync_and_halt() {
-        bool& halt = h.halted[turn++ % 2];  // by turns: the last answer may still be being read
-        if (team.rank == 0) halt = monitor.stopped();
-        team.sync();
-        return halt;
-    }
+    // Waits for all; whether they all give up now, since someone wants to stop.
+    bool sync_and_halt() { return h.halt->reach(team, turn++, monitor.stopped()); }
 
     bool stopped() const {
         if (team.polls) monitor.poll();

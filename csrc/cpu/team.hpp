@@ -66,6 +66,22 @@ struct Team {
     }
 };
 
+// What a team agrees on, shared by its members. One member answers for all: one that gave up alone
+// would leave the others waiting.
+class Agreement {
+  public:
+    // Waits for all and returns rank 0's answer. Every member counts the turns.
+    bool reach(const Team& team, std::int64_t turn, bool answer) {
+        bool& agreed = answers_[turn % 2];  // by turns: the last answer may still be being read
+        if (team.rank == 0) agreed = answer;
+        team.sync();
+        return agreed;
+    }
+
+  private:
+    bool answers_[2];  // each written before it is read
+};
+
 // Runs f(team) on up to `threads` threads. The calling thread is rank 0. `f` must not throw.
 template <class F>
 void run_team(int threads, F f) {

@@ -128,6 +128,7 @@ void initial_kernels(const InitialKernels& k, Monitor& monitor, int threads) {
     const std::int64_t batch = k.batch, size = batch * batch;
     const int members = team_size(k.activation, batch * (batch + 1) / 2, threads);
     std::vector<Quadrature> quadratures(static_cast<std::size_t>(members));
+    Agreement halt;
     // E[phi' phi'](S_{l-1}) waits in the place of G_{l-1} until the way back.
     run_team(members, [&](Team team) {
         Quadrature& quadrature = quadratures[static_cast<std::size_t>(team.rank)];
@@ -150,13 +151,17 @@ void initial_kernels(const InitialKernels& k, Monitor& monitor, int threads) {
                     }
                 }
             });
-            team.sync();
+            if (halt.reach(team, layer, monitor.stopped())) return;
         }
     });
     std::fill_n(k.adjoints + k.depth * size, size, 1.0);
-    for (std::int64_t at = k.depth * size; at-- > 0;) {
-        const double above = k.adjoints[at + size];
-        k.adjoints[at] = (k.skip ? above : 0.0) + k.factor * above * k.adjoints[at];
+    for (std::int64_t layer = k.depth; layer-- > 0 && !monitor.stopped();) {
+        monitor.poll();
+        const double* above = k.adjoints + (layer + 1) * size;
+        double* own = k.adjoints + layer * size;
+        for (std::int64_t at = 0; at < size; ++at) {
+            own[at] = (k.skip ? above[at] : 0.0) + k.factor * above[at] * own[at];
+        }
     }
 }
 

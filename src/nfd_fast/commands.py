@@ -292,6 +292,9 @@ def limit(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     print(f"{name[config.coupling]}, {config.particles} particles; {seconds:.1f} s")
     print(f"{config.dataset.title}; {rates_report.caption(config)}")
     print("loss extrapolated to infinite depth, its 95% confidence interval, and what may be left")
+    print(
+        "of finite depth; what is left of finite particles, of order 1 / particles, is in neither"
+    )
     print(f"{'update':>8}  {'loss':>9}  {'interval':>20}  {'depth bias':>10}")
     for update in _spread(config.updates, 20):
         low, high = at_infinity.low[update], at_infinity.high[update]

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nfd_fast import arguments, observables, outputs
 from nfd_fast.arguments import DTypeName
-from nfd_fast.checkpoint import Checkpoint
+from nfd_fast.checkpoint import Checkpoint, digest
 from nfd_fast.model import SGD, ResNet, Weights
 from nfd_fast.progress import Callback
 
@@ -58,6 +58,20 @@ class Problem:
     def last_batch(self) -> NDArray[np.int64]:
         """The batch (B,) of the last recorded pass: batch 0 of the whole run."""
         return self.batches[0] if self.start is None else self.start.first_batch
+
+    def seen(self) -> str:
+        """Return a checksum of what the batches hold, wherever it lies, and of any dtype."""
+        rows = np.vstack([self.batches, self.last_batch])
+        used, first, order = np.unique(rows.ravel(), return_index=True, return_inverse=True)
+        met = np.argsort(first)  # in the order in which the samples are met
+        used, order = used[met], np.argsort(met)[order]
+        # In portions, since a copy of all samples might not fit.
+        samples = [
+            digest(self.x[part].astype(np.float32))
+            for part in np.array_split(used, math.ceil(len(used) / 1024))
+        ]
+        truth = [None if given is None else given[used] for given in (self.targets, self.labels)]
+        return digest(np.array(samples, dtype="S64"), *truth, order.reshape(rows.shape))
 
     @cached_property
     def record_shapes(self) -> dict[str, tuple[int, ...]]:

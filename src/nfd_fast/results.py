@@ -74,6 +74,9 @@ class Run:
         Fine layers of noise: runs of different depth that have it in common share their noise.
     record_every : int
         Recorded features and adjoints are those of layers 0, record_every, … depth.
+    data : str
+        A checksum of the samples and answers of its batches, in their order: runs of equal
+        ``data`` saw the same.
     """
 
     outputs: Array
@@ -88,6 +91,7 @@ class Run:
     dtype: str
     noise_depth: int
     record_every: int = 1
+    data: str = ""
     _save: Callable[[Path], None] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -327,6 +327,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         dtype=problem.dtype,
         noise_depth=problem.net.depth * problem.fine,
         record_every=problem.record_every,
+        data=problem.seen(),
         _save=None if not problem.keep_state else save if not failed.size else save_diverged,
     )
     if failed.size:

@@ -21,6 +21,10 @@ CASES = {
     "np.random.default_rng(0).normal(size=(600, 40)), np.zeros(600), "
     "batches=[list(range(600))] * 3, engine='conditional')",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
+    "kernels": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:2], depth=10_000_000)",
+    "kernels of one sample": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:1], depth=10_000_000)",
+    "linear": "nfd.theory.linear_training(nfd.ResNet(1, 300, 3, activation='identity'), sgd, x, y, "
+    "batches=[[0, 1]] * 20)",
     "step": "nfd.kernels.euler_maruyama_step(np.ones((1, 4096)), np.ones((4_000_000, 1)), seed=0, "
     "layer=1, columns=range(4_000_000))",
     "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",

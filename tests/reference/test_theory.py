@@ -213,6 +213,37 @@ def test_networks_respond_as_the_kernels_say(
         assert (np.abs(found.mean(axis=0) - known) < 7 * spread + 1e-3).all()
 
 
+# φ'(0)² of those whose features stay zero.
+SLOPES = {"identity": 1, "relu": 0, "abs": 0, "tanh": 1, "erf": 4 / math.pi}
+SLOPES |= {"gelu": 1 / 4, "silu": 1 / 4}
+
+
+@pytest.mark.parametrize("name", nfd.ACTIVATIONS)
+@pytest.mark.parametrize("x", [[[0.0, 0.0]], [[0.0, 0.0]] * 2, [[0.0, 0.0], [1.0, 0.5]]])
+def test_samples_that_are_zero(name: str, x: list[list[float]]) -> None:
+    """At L = ∞ as where finite depths lead, and by exp(φ'(0)² T) where φ(0) = 0.
+
+    Extrapolated from L = 512, 1024, 2048 in 1/L, the rest is of order 1/L³: 1e-8.
+    """
+    net = nfd.ResNet(1, 1, 2, horizon=1.3, activation=name)
+    limit = nfd.initial_kernels(net, x)
+    depths = [nfd.initial_kernels(net, x, depth=depth) for depth in (512, 1024, 2048)]
+    for part, at in (
+        ("features", -1),
+        ("adjoints", 0),
+        ("tangent", ...),
+        ("decoupled_tangent", ...),
+    ):
+        a, b, c = (getattr(kernels, part)[at] for kernels in depths)
+        expected = (4 * (2 * c - b) - (2 * b - a)) / 3
+        np.testing.assert_allclose(getattr(limit, part)[at], expected, rtol=1e-7, atol=1e-12)
+    if name in SLOPES:
+        assert limit.features[-1, 0, 0] == limit.tangent[0, 0] == 0
+        assert limit.adjoints[0, 0, 0] == pytest.approx(math.exp(SLOPES[name] * 1.3), rel=1e-11)
+    else:  # softplus: ln² 2 at once, and more as it spreads
+        assert limit.features[-1, 0, 0] > 1.3 * math.log(2) ** 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

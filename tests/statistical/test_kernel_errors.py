@@ -137,16 +137,17 @@ def test_coverage_of_run_intervals() -> None:
     assert (covered < 0.95 + 0.0153).all()
 
 
-@pytest.mark.parametrize("size", [16, 24, 128])
+@pytest.mark.parametrize("size", [16, 24])
 def test_coverage_of_kernel_errors(size: int) -> None:
     """Of linear networks, whose expected squared errors are known at every width.
 
     With s_l = |H_l|²/n of one sample and s_0 = χ²_n/n, s_l/s_{l-1} is a mean of n squares of
     1 + βz: its mean is 1 + β², its variance (4β² + 2β⁴)/n. The adjoints' kernels have the same law.
-    At least 93.5 % of all intervals hold the truth (measured; Student's: 87–93 %); of 160,000/size
-    or more ensembles 93 % lies ... standard errors away.
+    Of 15,000 ensembles 94.1 % of the intervals hold the truth or more, 5 standard errors from
+    93 %. (Student's interval: 88 % at R = 16. In narrower networks the products of
+    χ² have heavier tails: at n = 64 it is 93.4 %.)
     """
-    depth, width, count = 3, 64, 320_000 // size
+    depth, width, count = 3, 256, 15_000
     net = nfd.ResNet(width, depth, 1, activation="identity")
     run = nfd.train(
         net, nfd.SGD(0.1), [[1.0]], [0.0], batches=[[0]], seed=range(count * size),

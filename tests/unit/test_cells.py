@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,28 @@ def _fail(error):
     return act
 
 
+def _start(cell):
+    """Note that the cell is begun; return how often it was before."""
+    with (cell.folder / f"started{cell.number}").open("a+") as file:
+        file.write("\n")
+        file.seek(0)
+        return len(file.read()) - 1
+
+
 def _kill_itself(cell):
+    _start(cell)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_itself_once(cell):
+    if _start(cell) == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (cell.folder / "go").touch()
 
 
 def _wait_for_a_file(cell):
     """Until the test says so, or for ever."""
-    (cell.folder / f"started{cell.number}").touch()
+    _start(cell)
     while not (cell.folder / "go").exists():
         time.sleep(0.01)
 
@@ -99,6 +115,7 @@ _ACTIONS = {
     "extra": _fail(MissingExtraError("data='digits'", "scikit-learn", "study")),
     "interrupt": _fail(KeyboardInterrupt()),
     "die": _kill_itself,
+    "die once": _kill_itself_once,
     "wait": _wait_for_a_file,
     "slow": _report_slowly,
 }
@@ -219,20 +236,42 @@ def test_errors_come_through_and_keep_what_is_finished(store, workers, action, e
 
 
 @spawns
-def test_a_worker_that_is_killed(store, tmp_path):
-    """kill -9 of one process: what is finished is stored, the error says so, the rest goes on."""
-    cells = [Count(0, "die"), Count(1), Count(2), Count(3)]
+def test_a_worker_that_is_killed_loses_its_cell_only(store, tmp_path):
+    """kill -9 of one of two: its cell is begun again, and the other process never notices."""
+    cells = [Count(0, "wait", tmp_path), Count(1, "die once", tmp_path), Count(2), Count(3)]
+    finished = run(cells, store, workers=2)
+    assert finished.computed == stored(store) == 4
+    assert (tmp_path / "started0").read_text().count("\n") == 1
+    assert (tmp_path / "started1").read_text().count("\n") == 2
+
+
+@spawns
+def test_a_cell_that_kills_its_workers(store, tmp_path):
+    """It is given up at last, by name, after all others are stored."""
+    cells = [Count(0, "die", tmp_path), Count(1), Count(2), Count(3)]
     with pytest.raises(WorkerError) as info:
         run(cells, store, workers=2)
-    assert (info.value.stored, info.value.total) == (stored(store), 4)
-    assert info.value.stored >= 2  # the two longest go first; one may run beside the one that dies
+    assert (tmp_path / "started0").read_text().count("\n") == processes.ATTEMPTS
+    assert (info.value.stored, info.value.total, info.value.cells) == (3, 4, (cells[0].title,))
     assert str(info.value) == (
-        "a worker process was killed, perhaps for want of memory: "
-        f"{info.value.stored} of 4 cells are stored in {store}; "
+        f"a worker process was killed each of the 3 times it computed {cells[0].title}, "
+        f"perhaps for want of memory: 3 of 4 cells are stored in {store}; "
         "run the same command again to continue, with fewer workers if it happens again"
     )
-    finished = run([Count(number) for number in range(4)], store, workers=1)
-    assert finished.computed == 4 - info.value.stored
+    assert run([Count(number) for number in range(4)], store, workers=1).computed == 1
+
+
+@spawns
+def test_an_executor_that_breaks(store):
+    """It is not ours to mend: what is finished is stored, and the error says so."""
+    cells = [Count(number) for number in range(3)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        run(cells[:1], store, executor=executor)
+        with pytest.raises(
+            WorkerError, match=r"^a worker process was killed, perhaps .*1 of 2 cells"
+        ):
+            run([cells[0], Count(1, "die", store.parent)], store, executor=executor)
+    assert run(cells, store, workers=1).computed == 2
 
 
 @spawns

@@ -121,6 +121,11 @@ def test_rates_refuse(sizes: Any, errors: Any, message: str) -> None:
         fit_rate(sizes, errors)
 
 
+def test_rates_refuse_what_is_no_flag() -> None:
+    with pytest.raises(ValueError, match="signed must be"):
+        fit_rate(SIZES, np.ones((4, 4)), signed="x")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 2.0])
 def test_rates_refuse_confidences(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence must be"):
@@ -234,6 +239,9 @@ def test_the_decoupled_network_nears_its_limit_on_shared_noise() -> None:
         ({"noise_depth": 32}, {}, "the same noise_depth, got 32 and 128"),
         ({}, {"engine": "dense"}, "the same engine, got 'conditional' and 'dense'"),
         ({}, {"batches": [[0, 1]]}, "the same outputs' shape"),
+        ({}, {"batches": [[1, 0], [1, 0]]}, "the same data in their batches"),
+        ({}, {"x": X + 1e-3}, "the same data in their batches"),
+        ({}, {"y": -Y}, "the same data in their batches"),
     ],
 )
 def test_strong_errors_refuse(run: Any, reference: dict[str, Any], message: str) -> None:
@@ -248,6 +256,17 @@ def test_runs_say_their_noise_depth() -> None:
     assert run.noise_depth == FINE
     assert trained(4, seed=0, noise_depth=None).noise_depth == 4
     assert replace(run, noise_depth=8).noise_depth == 8
+
+
+def test_runs_of_the_same_data() -> None:
+    """What no batch holds does not matter, nor the dtype, nor where the samples lie."""
+    run = trained(4, seed=0)
+    assert run.data == trained(4, seed=1).data
+    more: dict[str, Any] = {"x": np.vstack([[[7.0, 7.0]], X[::-1]]), "y": np.append(7.0, Y[::-1])}
+    moved = trained(4, seed=0, **more, batches=[[2, 1], [1, 2]], dtype="float32")
+    assert moved.data == run.data
+    assert trained(4, seed=0, **more, batches=[[1, 2], [2, 1]]).data != run.data
+    assert trained(4, seed=0, batches=[[0, 1], [0, 1]]).data != run.data
 
 
 def test_weak_errors_are_unbiased_and_cover() -> None:
@@ -354,6 +373,7 @@ def test_weak_errors_refuse() -> None:
         (lambda: weak_errors(run, run, "adjoints"), "statistic must be one of 'outputs'"),
         (lambda: weak_errors(run, trained(4, seed=range(1, 9))), "the same seeds, at least 2"),
         (lambda: weak_errors(*[trained(4, seed=0)] * 2), "the same seeds, at least 2"),
+        (lambda: weak_errors(run, trained(4, y=-Y)), "the same data in their batches"),
         (lambda: weak_errors(run, trained(8, record=["features"]), "features"), "one shape"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

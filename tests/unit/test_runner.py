@@ -504,23 +504,20 @@ def test_ended_in_the_middle_and_resumed(tmp_path, number, workers, calls):
 
 @pytest.mark.subprocess
 def test_a_worker_killed_in_the_middle(tmp_path):
-    """kill -9 of one of two: exit code 1, one line, and the same command goes on from there."""
+    """kill -9 of one of two: another takes its place, and the command ends as if nothing was."""
     config = _long(tmp_path)
     process = _start(tmp_path, 2)
     try:
         _wait_for_cells(process, config.store_path, 2)
-        os.kill(process_table.workers(process.pid)[0], signal.SIGKILL)
-        output, errors = process.communicate(timeout=60)
+        before = process_table.workers(process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
-    with Store(config.store_path) as store:
-        stored = len(store.finished())
-    assert (process.returncode, output) == (1, "")
+    assert len(before) == 2
+    assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1] == (
-        "nfd-fast: error: a worker process was killed, perhaps for want of memory: "
-        f"{stored} of 12 cells are stored in {config.store_path}; "
-        "run the same command again to continue, with fewer workers if it happens again"
-    )
-    assert run_study(config, progress=False).computed == 12 - stored
+    with Store(config.store_path) as store:
+        assert len(store.finished()) == 12
+    assert run_study(config, progress=False).computed == 0

@@ -7,10 +7,12 @@ from nfd_fast.statistics.errors import (
     KernelErrors,
     LayerErrors,
     StrongErrors,
+    WidthErrors,
     kernel_errors,
     layer_errors,
     strong_errors,
     weak_errors,
+    width_errors,
     worst_layers,
 )
 from nfd_fast.statistics.extrapolation import extrapolate
@@ -24,9 +26,10 @@ from nfd_fast.statistics.intervals import (
     run_intervals,
 )
 from nfd_fast.statistics.moments import Moments
-from nfd_fast.statistics.rates import RESAMPLES, Rate, fit_rate
+from nfd_fast.statistics.rates import ENOUGH, RESAMPLES, Rate, fit_rate
 
 __all__ = [
+    "ENOUGH",
     "FINER",
     "RESAMPLES",
     "Interval",
@@ -36,6 +39,7 @@ __all__ = [
     "Moments",
     "Rate",
     "StrongErrors",
+    "WidthErrors",
     "extrapolate",
     "fit_rate",
     "kernel_errors",
@@ -47,5 +51,6 @@ __all__ = [
     "run_intervals",
     "strong_errors",
     "weak_errors",
+    "width_errors",
     "worst_layers",
 ]

@@ -14,7 +14,7 @@ from nfd_fast.reference.losses import LOSSES
 from nfd_fast.results import Run
 from nfd_fast.statistics.intervals import Array, Intervals, mean_intervals, replicas
 from nfd_fast.statistics.pairing import require_shared_noise
-from nfd_fast.theory import InitialKernels
+from nfd_fast.theory import InitialKernels, LinearRun
 
 FINER = 8
 """How many times the depth of a run a reference must have to stand for infinite depth."""
@@ -122,8 +122,8 @@ def strong_errors(run: Run, reference: Run, *, against_nfd: bool = False) -> Str
     Returns
     -------
     StrongErrors
-        :func:`mean_intervals` of its arrays has the means over replicas with their intervals;
-        columns of several depths side by side are errors for :func:`fit_rate`.
+        ``mean_intervals(…, skewed=True)`` of its arrays has the means over replicas with their
+        intervals; columns of several depths side by side are errors for :func:`fit_rate`.
 
     Raises
     ------
@@ -176,8 +176,8 @@ def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Interva
     Parameters
     ----------
     run, reference : Run
-        Ensembles with the same seeds, whose replicas are compared in pairs: what a pair shares, as
-        noise under one ``noise_depth``, cancels.
+        Ensembles with the same seeds and data, whose replicas are compared in pairs: what a pair
+        shares, as noise under one ``noise_depth``, cancels.
     statistic : str
         An observable of both that is one array, of the same shape: it has no layers, or both have
         as many.
@@ -206,6 +206,11 @@ def weak_errors(run: Run, reference: Run, statistic: str = "outputs") -> Interva
         raise ValueError(
             "run and reference must have the same seeds, at least 2, got "
             f"{arguments.describe(run.seeds)} and {arguments.describe(reference.seeds)}"
+        )
+    if run.data != reference.data:
+        raise ValueError(
+            "run and reference must have the same data in their batches, got "
+            f"{arguments.describe(run.data)} and {arguments.describe(reference.data)}"
         )
     ours, theirs = (np.asarray(r.observables[statistic]) for r in (run, reference))
     if ours.shape != theirs.shape:
@@ -248,8 +253,8 @@ def kernel_errors(run: Run, kernels: InitialKernels, y: ArrayLike | None = None)
     -------
     KernelErrors
         Mean over pairs of samples and layers 0 … L of the squared differences in row 0.
-        :func:`mean_intervals` has the mean over replicas; columns of several widths side by side
-        are errors for :func:`fit_rate`.
+        ``mean_intervals(…, skewed=True)`` has the mean over replicas with its interval; columns of
+        several widths side by side are errors for :func:`fit_rate`.
 
     Raises
     ------
@@ -301,3 +306,66 @@ def kernel_errors(run: Run, kernels: InitialKernels, y: ArrayLike | None = None)
         features=((features - kernels.features) ** 2).mean(axis=(1, 2, 3)),
         adjoints=((adjoints - expected) ** 2).mean(axis=(1, 2, 3)),
     )
+
+
+class WidthErrors(NamedTuple):
+    """Squared errors of each replica against infinite width, at each recorded pass.
+
+    Attributes
+    ----------
+    outputs : (R, K+1)
+        Mean over the batch and the outputs.
+    features : (R, K+1)
+        Mean over pairs of samples and layers 0 … L of the features' kernels.
+    adjoints : (R, K)
+        The same of the adjoints.
+    """
+
+    outputs: Array
+    features: Array
+    adjoints: Array
+
+
+def width_errors(run: Run, limit: LinearRun) -> WidthErrors:
+    """Compare a linear network in training with the same one of infinite width.
+
+    Parameters
+    ----------
+    run : Run
+        With ``"feature_kernels"`` and ``"adjoint_kernels"`` recorded.
+    limit : LinearRun
+        ``nfd.theory.linear_training`` of the run's net, sgd, data and batches, with
+        ``coupling="reused"`` for reused weights and ``"none"`` for decoupled ones.
+
+    Returns
+    -------
+    WidthErrors
+        ``mean_intervals(…, skewed=True)`` has means over replicas with their intervals; columns of
+        several widths side by side are errors for :func:`fit_rate`.
+
+    Raises
+    ------
+    ValueError
+        If something was not recorded, or if the limit is of another depth, batch, number of
+        updates or outputs.
+
+    Notes
+    -----
+    Of order 1/n in the mean (DESIGN §3.1 at initialisation; measured after it). Networks with an
+    activation have no such limit without sampling: :func:`kernel_errors` takes theirs at
+    initialisation.
+    """
+    arguments.instance("run", run, Run)
+    arguments.instance("limit", limit, LinearRun)
+    errors = []
+    for name in ("outputs", "feature_kernels", "adjoint_kernels"):
+        if name not in run.observables:
+            raise ValueError(f"run must have recorded {name!r}")
+        found, expected = replicas(run, np.asarray(run.observables[name])), getattr(limit, name)
+        if found.shape[1:] != expected.shape:
+            raise ValueError(
+                f"limit must have run's {name}, of shape {found.shape[1:]}, got {expected.shape}"
+            )
+        squares = (found - expected) ** 2
+        errors.append(squares.mean(axis=tuple(range(2, squares.ndim))))
+    return WidthErrors(*errors)

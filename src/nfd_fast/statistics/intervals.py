@@ -75,8 +75,10 @@ def exponents_of(rows: Array) -> NDArray[np.intc]:
     return exponents
 
 
-def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
-    """Mean over the first axis and its Student t interval, for every entry of the other axes.
+def mean_intervals(
+    samples: ArrayLike, confidence: float = 0.95, *, skewed: bool = False
+) -> Intervals:
+    """Mean over the first axis and its interval, for every entry of the other axes.
 
     Parameters
     ----------
@@ -84,6 +86,9 @@ def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
         One row per independent replica, finite.
     confidence : float
         Coverage, below 1.
+    skewed : bool
+        The samples are skewed, as squared errors are: correct Student's t interval for that. Not
+        for a confidence next to 1, where a few samples say too little of their skewness.
 
     Returns
     -------
@@ -96,6 +101,15 @@ def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
     ValueError
         For no replicas, entries that are not finite, a confidence outside (0, 1), or an interval
         that float64 cannot hold.
+
+    Notes
+    -----
+    The mean of skewed samples is correlated with their spread: where few of the large ones were
+    drawn both are too small, and Student's 95 % interval of means of squared errors covers 87–93 %
+    at R = 16, lying too low nearly always. P. Hall, J. R. Stat. Soc. B 54 (1992) 221, gives a
+    cubic in t whose distribution lacks the skewness to O(1/R), and can be inverted; with Student's
+    quantiles it covers 93–97 % from R = 12 on, up to a skewness of 4 (one square of a normal: 2.8),
+    and for normal samples from R = 5 on (tests).
     """
     rows = arguments.as_array("samples", samples)
     if rows.ndim == 0 or rows.shape[0] == 0:
@@ -103,15 +117,37 @@ def mean_intervals(samples: ArrayLike, confidence: float = 0.95) -> Intervals:
     rows = arguments.finite_array("samples", rows, rows.shape, np.float64)
     count = rows.shape[0]
     quantile = float(student_quantile(confidence, count - 1))
+    arguments.flag("skewed", skewed)
     exponents = exponents_of(rows)
     rows = np.ldexp(rows, -exponents)
     mean = rows.mean(axis=0)
-    half = quantile * rows.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else mean * math.nan
+    error = rows.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else mean * math.nan
+    low, high = (mean - error * _without_skewness(t, rows, skewed) for t in (quantile, -quantile))
     with np.errstate(over="ignore"):
-        bounds = [np.ldexp(bound, exponents) for bound in (mean, mean - half, mean + half)]
+        bounds = [np.ldexp(bound, exponents) for bound in (mean, low, high)]
     if np.isinf(bounds).any():
         raise ValueError("samples must have an interval within float64, got one that is infinite")
     return Intervals(*bounds)
+
+
+def _without_skewness(t: float, rows: Array, skewed: bool) -> Array | float:
+    """Return the (mean − truth)/error of ``rows`` whose transform, free of skewness, is t.
+
+    With a = γ/(3√R), γ the samples' skewness: t = u + a u² + a² u³/3 + a/2, solved for u.
+    """
+    count = len(rows)
+    if not skewed or count < 3:  # two samples have no skewness
+        return t
+    deviations = rows - rows.mean(axis=0)
+    spread = np.sqrt((deviations**2).mean(axis=0))
+    scaled = deviations / np.where(spread > 0, spread, 1.0)
+    # Less biased in small samples: D. N. Joanes & C. A. Gill, The Statistician 47 (1998) 183.
+    skewness = (scaled**3).mean(axis=0) * math.sqrt(count * (count - 1)) / (count - 2)
+    a = skewness / (3 * math.sqrt(count))
+    shifted = t - a / 2
+    root = np.cbrt(1 + 3 * a * shifted)
+    # (root − 1)/a, which loses no digits as a → 0.
+    return np.asarray(3 * shifted / (root**2 + root + 1))
 
 
 def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -189,7 +225,7 @@ def relative_gap_interval(base: ArrayLike, other: ArrayLike, confidence: float =
 def run_intervals(
     run: Run, name: str = "outputs", confidence: float = 0.95
 ) -> Intervals | dict[str, Intervals]:
-    """Mean over replicas of anything a run recorded, and its Student t interval.
+    """Mean over replicas of anything a run recorded, and its interval.
 
     Parameters
     ----------
@@ -210,16 +246,20 @@ def run_intervals(
     ------
     ValueError
         If the run has no such observable, or one that is not finite.
+
+    Notes
+    -----
+    Of :func:`mean_intervals`, for skewed samples: couplings are mean squares.
     """
     arguments.instance("run", run, Run)
     arguments.option("name", name, tuple(run.observables))
     value: Observed = run.observables[name]
     if isinstance(value, tuple):
         return {
-            part: mean_intervals(replicas(run, array), confidence)
+            part: mean_intervals(replicas(run, array), confidence, skewed=True)
             for part, array in value._asdict().items()
         }
-    return mean_intervals(replicas(run, value), confidence)
+    return mean_intervals(replicas(run, value), confidence, skewed=True)
 
 
 def replicas(run: Run, array: Array) -> Array:

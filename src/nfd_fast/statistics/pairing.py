@@ -12,8 +12,7 @@ from nfd_fast.results import Run
 def require_shared_noise(runs: Mapping[str, Run]) -> None:
     """Raise ValueError unless named runs differ in depth alone and share their noise.
 
-    The engines don't share their paths, and the batches are not in a run: of them only the shape
-    can be compared.
+    The engines don't share their paths.
     """
     (first, run), *others = runs.items()
     for second, other in others:
@@ -25,6 +24,7 @@ def require_shared_noise(runs: Mapping[str, Run]) -> None:
             ("engine", run.engine, other.engine),
             ("noise_depth", run.noise_depth, other.noise_depth),
             ("outputs' shape", run.outputs.shape, other.outputs.shape),
+            ("data in their batches", run.data, other.data),
         ):
             if ours != theirs:
                 raise ValueError(

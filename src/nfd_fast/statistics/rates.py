@@ -30,6 +30,8 @@ class Rate(NamedTuple):
         confidence interval: where the bend leads, if it dies out like 1 / size.
     tail_constant : float
         That constant.
+    replicas : int
+        How many the intervals rest on; see :attr:`covers`.
     """
 
     slope: float
@@ -43,6 +45,16 @@ class Rate(NamedTuple):
     tail_low: float
     tail_high: float
     tail_constant: float
+    replicas: int
+
+    @property
+    def covers(self) -> bool:
+        """Whether there are replicas enough for the intervals to cover what they say.
+
+        From :data:`ENOUGH` on. With fewer, 95% intervals cover about 92 % (5 … 11 replicas), 87 %
+        (4), 76 % (3) or 50 % (2), and are not to be concluded from.
+        """
+        return self.replicas >= ENOUGH
 
     @property
     def asymptotic(self) -> bool:
@@ -52,6 +64,8 @@ class Rate(NamedTuple):
 
 RESAMPLES = 2000
 """Resamples of the bootstrap behind a rate's intervals."""
+ENOUGH = 12
+"""Replicas from which on the 95% intervals of a rate cover 93–97 %, as tests show."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -108,8 +122,11 @@ def fit_rate(
     -----
     DESIGN §5: least squares of log mean error on log size; percentile bootstrap over replicas
     (2000 resamples, seed 0). B. Efron & R. Tibshirani, An Introduction to the Bootstrap (1993),
-    §13.3; the percentiles are expanded for few replicas. The coverage is asymptotic in R, and seen
-    to be 93–97 % from R = 12 on (tests).
+    §13.3; the percentiles are expanded for few replicas. The coverage is asymptotic in R. With
+    errors whose spread is that of a mean of two to fifty squares, 95% intervals are seen to cover
+    49–52 % at R = 2, 75–77 % at 3, 86–88 % at 4, 91–93 % from 5 to 8, and 93–97 % from R = 12 on
+    (tests): :attr:`Rate.covers` says whether there are as many. Of errors as skewed as one single
+    square, 92–93 % are covered there.
     """
     x = arguments.finite_array("sizes", sizes, ("sizes",), np.float64)
     if len(x) < 3:
@@ -119,7 +136,7 @@ def fit_rate(
     rows = arguments.finite_array("errors", errors, ("replicas", len(x)), np.float64)
     if len(rows) < 2:
         raise ValueError(f"errors must have at least 2 replicas, got {len(rows)}")
-    if not signed and (rows <= 0).any():
+    if not arguments.flag("signed", signed) and (rows <= 0).any():
         raise ValueError(f"errors must be positive, got {rows.min()}")
     tails = _tails(confidence, len(rows))
 
@@ -152,4 +169,13 @@ def fit_rate(
     constant = float(np.exp(fitted.mean() - slope * logs.mean()))
     tail = interval(tail_of)
     tail_constant = float(np.exp(fitted @ end_of - tail[0] * logs.mean()))
-    return Rate(slope, low, high, constant, *interval(bend_of), *tail, tail_constant)
+    return Rate(
+        slope,
+        low,
+        high,
+        constant,
+        *interval(bend_of),
+        *tail,
+        tail_constant,
+        replicas=len(rows),
+    )

@@ -93,17 +93,24 @@ class StudyInterrupted(KeyboardInterrupt):
 
 
 class WorkerError(RuntimeError):
-    """A process that computed cells was killed; everything finished before is stored."""
+    """Processes that computed cells were killed; everything finished is stored.
 
-    def __init__(self, stored: int, total: int, path: Path) -> None:
-        super().__init__(stored, total, path)
+    ``cells`` are the titles of those that no process survived, if it is known which they are.
+    """
+
+    def __init__(self, stored: int, total: int, path: Path, cells: tuple[str, ...] = ()) -> None:
+        super().__init__(stored, total, path, cells)
         self.stored = stored
         self.total = total
         self.path = path
+        self.cells = cells
 
     def __str__(self) -> str:
+        over = ""
+        if self.cells:
+            over = f" each of the {processes.ATTEMPTS} times it computed {'; '.join(self.cells)}"
         return (
-            "a worker process was killed, perhaps for want of memory: "
+            f"a worker process was killed{over}, perhaps for want of memory: "
             f"{self.stored} of {self.total} cells are stored in {self.path}; "
             "run the same command again to continue, with fewer workers if it happens again"
         )
@@ -171,7 +178,8 @@ def run_cells(
     StudyInterrupted
         After Ctrl-C.
     WorkerError
-        If a process was killed.
+        If processes were killed: of ``workers``, over the same cell
+        :data:`~nfd_fast.study.processes.ATTEMPTS` times, and after all other cells are finished.
 
     Whatever a cell raises comes through. In each of the last cases, and in this one, finished cells
     stay stored and the same call continues from there.
@@ -179,7 +187,7 @@ def run_cells(
     Notes
     -----
     Each cell is stored the moment it is finished, in one transaction and by this process, so that
-    what is lost when a process is killed is never more than the cells that were running.
+    what is lost when a process is killed is never more than the cells that it was running.
 
     The processes are spawned: a script that comes here must guard what it does by
     ``if __name__ == "__main__":``, as always with :mod:`multiprocessing`.
@@ -208,12 +216,13 @@ def run_cells(
 
         with meter:
             meter.begin(len(by_key), list(missing.values()))
+            lost: list[str] = []
             try:
                 if executor is not None:
                     _spread(missing, executor, keep)
                 elif count > 1:
                     with processes.pool(count, _mover(meter, missing)) as own:
-                        _spread(missing, own, keep)
+                        lost = _spread(missing, own, keep)
                 else:
                     for key, cell in missing.items():
                         keep(key, *_compute(cell, key, meter.cell(cell)))
@@ -221,6 +230,9 @@ def run_cells(
                 raise StudyInterrupted(len(records), len(by_key), store) from None
             except BrokenExecutor:
                 raise WorkerError(len(records), len(by_key), store) from None
+        if lost:
+            titles = tuple(by_key[key].title for key in lost)
+            raise WorkerError(len(records), len(by_key), store, titles)
     return Finished({cell: records[cell.key] for cell in cells}, len(missing))
 
 
@@ -248,15 +260,22 @@ def _spread(
     missing: Mapping[str, Work],
     executor: Executor,
     keep: Callable[[str, Mapping[str, Array], float], None],
-) -> None:
-    """Let an executor compute cells; each is kept as soon as it is there, whatever comes after."""
+) -> list[str]:
+    """Let an executor compute cells; each is kept as soon as it is there, whatever comes after.
+
+    Returns the keys of those that were lost with their processes.
+    """
+    lost = []
     futures: dict[Future[tuple[Mapping[str, Array], float]], str] = {}
     try:
         # The longest first, so that the processes end together.
         for key, cell in sorted(missing.items(), key=lambda item: -item[1].weight):
             futures[executor.submit(_compute, cell, key)] = key
         for future in as_completed(futures):
-            keep(futures[future], *future.result())
+            if isinstance(future.exception(), processes.Lost):
+                lost.append(futures[future])
+            else:
+                keep(futures[future], *future.result())
             del futures[future]  # only now: an interrupt may come while it is being stored
     except BaseException:
         for future in futures:
@@ -265,6 +284,7 @@ def _spread(
             if future.done() and not future.cancelled() and future.exception() is None:
                 keep(key, *future.result())
         raise
+    return lost
 
 
 def _compute(

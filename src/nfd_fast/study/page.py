@@ -33,6 +33,22 @@ th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e4e4
 td.good { background: #e3f3e6; } td.bad { background: #fbe3df; } td.open { background: #f1f1f1; }
 code, pre { font: .85rem/1.4 ui-monospace, monospace; background: #f5f5f5; }
 pre { padding: .6rem; overflow-x: auto; } code { padding: .1rem .25rem; }
+/* On a phone rows become cards, their verdict below their title, and figures keep their size. */
+@media (max-width: 60rem) {
+  table { width: 100%; white-space: normal; } thead { display: none; }
+  table, tbody { display: block; }
+  tr { display: flex; flex-direction: column; padding: .6rem 0; border-bottom: 2px solid #ccc; }
+  td { order: 1; display: flex; gap: 1rem; justify-content: space-between; border: 0;
+       text-align: right; overflow-wrap: anywhere; }
+  td::before { content: attr(data-label); flex: none; color: #555; text-align: left; }
+  td:first-child { order: 0; font-weight: 600; text-align: left; }
+  td:first-child::before { content: none; }
+  td.good, td.bad, td.open { order: 0; }
+  td:empty { display: none; }
+  figure { overflow-x: auto; } figure img { max-width: 70rem; }
+  figure::before { content: "Scroll sideways for all of the figure."; color: #555;
+                   font-size: .85rem; position: sticky; left: 0; display: block; }
+}
 """
 
 
@@ -113,7 +129,7 @@ def _section(section: Section, build: dict[str, str], folder: Path) -> str:
     parts = [f"<h2>{_plain(section.title)}</h2>\n<p>{_plain(section.text)}</p>\n"]
     if section.rows:
         head = "".join(f"<th>{_plain(entry)}</th>" for entry in section.head)
-        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in section.rows)
+        rows = "".join(f"<tr>{_cells(section.head, row)}</tr>\n" for row in section.rows)
         parts.append(
             f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>'
             "</table></div>\n"
@@ -133,9 +149,16 @@ def _section(section: Section, build: dict[str, str], folder: Path) -> str:
     return "".join(parts)
 
 
-def _cell(entry: str) -> str:
-    kind = next((kind for verdict, kind in _COLOURS.items() if entry.startswith(verdict)), "")
-    return f'<td class="{kind}">{_plain(entry)}</td>' if kind else f"<td>{_plain(entry)}</td>"
+def _cells(head: Sequence[str], row: Sequence[str]) -> str:
+    """Return a row's cells, each with the name of its column for screens that have no columns."""
+    return "".join(
+        f'<td class="{_kind(entry)}" data-label="{_plain(name)}">{_plain(entry)}</td>'
+        for name, entry in zip(head, row, strict=True)
+    )
+
+
+def _kind(entry: str) -> str:
+    return next((kind for verdict, kind in _COLOURS.items() if entry.startswith(verdict)), "")
 
 
 def _plain(text: object) -> str:

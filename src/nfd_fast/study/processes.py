@@ -8,11 +8,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 from nfd_fast import threads
 from nfd_fast.progress import Callback
@@ -24,6 +31,12 @@ _PAUSE = 0.1
 
 Report = Callable[[str, int, int], None]
 """Called with the name of what is computed, the amount of work done and its total."""
+
+ATTEMPTS = 3
+"""How many times what a process was killed over is begun, each time in a new process."""
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 
 _reports: Connection | None = None
 """Where this process, if it is one of a pool, says how far it is."""
@@ -39,19 +52,20 @@ def pool(workers: int, report: Report) -> Iterator[Executor]:
     """Start processes for a with block; if it is left by an exception, they are ended at once.
 
     They share the processors, and what they tell their :func:`reporter` is handed to ``report`` in
-    a thread of its own.
+    a thread of its own. If one is killed, another takes its place and begins what it computed
+    again; after :data:`ATTEMPTS` of them the result is :class:`Lost`. The others never notice.
     """
     context = _Context()
     reader, writer = context.Pipe(duplex=False)
     share = threads.share(workers)
-    executor = ProcessPoolExecutor(workers, context, _begin, (writer, share))
+    executor = _Pool(workers, lambda: ProcessPoolExecutor(1, context, _begin, (writer, share)))
     ended = threading.Event()
     listener = threading.Thread(target=_listen, args=(reader, report, ended), daemon=True)
     listener.start()
     try:
         yield executor
     except BaseException:
-        context.terminate()
+        executor.end(context)
         raise
     finally:
         executor.shutdown(cancel_futures=True)
@@ -59,6 +73,57 @@ def pool(workers: int, report: Report) -> Iterator[Executor]:
         listener.join()
         reader.close()
         writer.close()
+
+
+class Lost(BrokenExecutor):
+    """Every process that computed something was killed."""
+
+
+class _Pool(ThreadPoolExecutor):
+    """As many pools of one process each, since a pool of several ends all when one is killed."""
+
+    def __init__(self, workers: int, start: Callable[[], ProcessPoolExecutor]) -> None:
+        super().__init__(workers)
+        self._start = start  # costs nothing before the first work
+        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(start())
+        self._starting = threading.Lock()
+        self._ended = False
+
+    def submit(
+        self, fn: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs
+    ) -> Future[_Result]:
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def _run(
+        self, fn: Callable[_Args, _Result], /, *args: _Args.args, **kwargs: _Args.kwargs
+    ) -> _Result:
+        for _ in range(ATTEMPTS):
+            process = self._idle.get()
+            try:
+                with self._starting:
+                    if self._ended:
+                        break
+                    future = process.submit(fn, *args, **kwargs)
+                return future.result()
+            except BrokenExecutor:
+                process.shutdown(wait=False)
+                process = self._start()
+            finally:
+                self._idle.put(process)
+        raise Lost
+
+    def end(self, context: _Context) -> None:
+        """End all processes now, and start no others."""
+        with self._starting:
+            self._ended = True
+            context.terminate()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        while not self._idle.empty():
+            self._idle.get().shutdown(wait)
 
 
 def reporter(name: str) -> Callback | bool:

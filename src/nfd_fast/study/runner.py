@@ -163,7 +163,7 @@ def run_study(
     StudyInterrupted
         After Ctrl-C. Finished cells are stored, and the same call continues from there.
     WorkerError
-        If a process that computed cells was killed, likewise.
+        If the processes that computed a cell were killed, one after the other, likewise.
 
     Notes
     -----
