@@ -12,7 +12,7 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Checkpoint:
     data: str
 
 
-def digest(*arrays: NDArray[Any] | None) -> str:
+def digest(arrays: Iterable[NDArray[Any] | None]) -> str:
     """Return a checksum of the values, shapes and types of the data that a run was trained on."""
     total = hashlib.sha256()
     for array in arrays:

@@ -61,17 +61,14 @@ class Problem:
 
     def seen(self) -> str:
         """Return a checksum of what the batches hold, wherever it lies, and of any dtype."""
-        rows = np.vstack([self.batches, self.last_batch])
-        used, first, order = np.unique(rows.ravel(), return_index=True, return_inverse=True)
-        met = np.argsort(first)  # in the order in which the samples are met
-        used, order = used[met], np.argsort(met)[order]
-        # In portions, since a copy of all samples might not fit.
-        samples = [
-            digest(self.x[part].astype(np.float32))
-            for part in np.array_split(used, math.ceil(len(used) / 1024))
-        ]
-        truth = [None if given is None else given[used] for given in (self.targets, self.labels)]
-        return digest(np.array(samples, dtype="S64"), *truth, order.reshape(rows.shape))
+        rows = np.concatenate([self.batches, self.last_batch[None]])
+        # In portions, since a copy of what all batches hold might not fit.
+        step = max(1, 2**22 // (rows.shape[1] * self.x.shape[1]))
+        parts = [rows[first : first + step] for first in range(0, len(rows), step)]
+        given = (self.x, self.targets, self.labels)
+        return digest(
+            array[part].astype(np.float32) for part in parts for array in given if array is not None
+        )
 
     @cached_property
     def record_shapes(self) -> dict[str, tuple[int, ...]]:

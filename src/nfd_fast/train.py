@@ -243,7 +243,7 @@ def resume(
     keep_state = arguments.flag("keep_state", keep_state)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     targets, labels = answers(net, sgd, y, len(inputs))
-    if checkpoint.digest(inputs, targets, labels) != start.data:
+    if checkpoint.digest((inputs, targets, labels)) != start.data:
         raise ValueError("x and y must be the data of the saved run, got others")
     if start.first_batch.max() >= len(inputs) or start.fine * net.depth > arguments.MAX_NOISE_DEPTH:
         raise ValueError(f"{start.path} is damaged: in its manifest, first_batch or fine")
@@ -285,7 +285,9 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     compiled = chosen.compiled(problem)
     # Of the data as they are now: the caller may change them before saving.
     data = (
-        checkpoint.digest(problem.x, problem.targets, problem.labels) if problem.keep_state else ""
+        checkpoint.digest((problem.x, problem.targets, problem.labels))
+        if problem.keep_state
+        else ""
     )
     records, divergences = chosen.run(problem, compiled)
 

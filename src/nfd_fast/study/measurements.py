@@ -250,7 +250,6 @@ class StrongErrorCell(Measurement):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
         names = [f"{pair}_{what}" for pair in (*PAIRS, APART) for what in ("features", "adjoints")]
-        names.append("initial_features")
         return {f"{name}_{L}": (self.replicas, L + 1) for name in names for L in self.depths}
 
     def compute(self, progress: Callback | bool) -> dict[str, Array]:
@@ -282,8 +281,6 @@ class StrongErrorCell(Measurement):
                     )
                     found[f"{pair}_features_{depth}"].append(errors.features[0, -1])
                     found[f"{pair}_adjoints_{depth}"].append(errors.adjoints[0, -1])
-                    if pair == "nfd":
-                        found[f"initial_features_{depth}"].append(errors.features[0, 0])
                 for what in ("features", "adjoints"):
                     ours, twin = (
                         np.asarray(runs[backward].observables[what])[0, -1]

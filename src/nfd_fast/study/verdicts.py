@@ -156,7 +156,7 @@ def judge(
         lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
-    means, doubted = mean_intervals(errors), mean_intervals(errors, SEEN)
+    means, doubted = mean_intervals(errors, skewed=True), mean_intervals(errors, SEEN)
     seen = (doubted.low > 0) & (means.estimate > resolution)
     zero = resolution if zero is None else zero
     zeros = (np.abs(means.low) <= zero) & (np.abs(means.high) <= zero)
