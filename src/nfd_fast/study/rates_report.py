@@ -147,7 +147,7 @@ def csv_text(rates: Rates, command: str) -> str:
     exponents = ["bends", "exponent", "exponent_low", "exponent_high", "exponent_constant"]
     writer.writerow([*names, *fit, *exponents, "verdict", "note"])
     for row in rates.rows:
-        rate = [""] * len(fit) if row.rate is None else [repr(getattr(row.rate, f)) for f in fit]
+        rate = [""] * len(fit) if row.rate is None else list(map(repr, row.rate[: len(fit)]))
         exponent = [""] * len(exponents)
         if row.exponent is not None:
             exponent = [str(int(row.bends)), *map(repr, row.exponent), repr(row.constant)]
