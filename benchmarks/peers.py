@@ -94,11 +94,12 @@ def torch_by_hand(of: Training) -> Call:
 
 
 def torch_by_hand_replicas(of: Training) -> Call:
-    """All replicas in batched products."""
+    """All replicas in batched products, for which those of a layer lie side by side."""
     torch = torch_module()
-    hidden, readout = torch.from_numpy(of.hidden), torch.from_numpy(of.readout)
+    hidden = torch.from_numpy(of.hidden).transpose(0, 1).contiguous()
+    readout = torch.from_numpy(of.readout)
     y, branch = torch.from_numpy(of.y), of.branch
-    _, depth, width, _ = hidden.shape
+    depth, _, width, _ = hidden.shape
     features = [torch.from_numpy(of.first)]
     features += [torch.empty_like(features[0]) for _ in range(depth)]
 
@@ -106,7 +107,7 @@ def torch_by_hand_replicas(of: Training) -> Call:
         losses = []
         for k in range(of.updates + 1):
             for layer in range(depth):
-                torch.baddbmm(features[layer], features[layer].tanh(), hidden[:, layer].mT,
+                torch.baddbmm(features[layer], features[layer].tanh(), hidden[layer].mT,
                               alpha=branch, out=features[layer + 1])  # fmt: skip
             residual = torch.einsum("rbn,rn->rb", features[depth], readout) / width - y
             losses.append(0.5 * (residual * residual).mean(1).numpy())
@@ -115,8 +116,8 @@ def torch_by_hand_replicas(of: Training) -> Call:
             adjoints = readout[:, None].expand_as(features[0]).clone()
             for layer in reversed(range(depth)):
                 activation = features[layer].tanh()
-                product = (adjoints @ hidden[:, layer]).mul_(branch)
-                hidden[:, layer].baddbmm_((adjoints * residual[..., None]).mT, activation,
+                product = (adjoints @ hidden[layer]).mul_(branch)
+                hidden[layer].baddbmm_((adjoints * residual[..., None]).mT, activation,
                                           alpha=-of.step)  # fmt: skip
                 adjoints.add_(product.mul_(1 - activation * activation))
         return np.stack(losses, 1)

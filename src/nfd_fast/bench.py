@@ -163,7 +163,7 @@ def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Repo
     require()
     if not any(folder.glob("test_*.py")):
         raise ValueError(f"suite must be a folder with benchmarks, files test_*.py, got {folder}")
-    command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-v", "-ra"]
     if select is not None:
         command += ["-k", select]
     if quick:
