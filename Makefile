@@ -27,7 +27,7 @@ test: $(call stamp,study-test$(if $(ORACLE),-$(ORACLE)))
 
 bench: EXTRAS = bench
 bench: $(call stamp,bench)
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/nfd-fast bench --suite benchmarks $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

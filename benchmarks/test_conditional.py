@@ -7,10 +7,14 @@ is what tests/statistical shows. `extra_info` has the derived figures.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
+import machine
 import numpy as np
 import pytest
+from side_by_side import growth_exponent, seconds_of
+from work import conditional_bytes
 
 import nfd_fast as nfd
 
@@ -25,29 +29,6 @@ def problem(width: int, depth: int, batch: int, updates: int) -> tuple[Any, ...]
 def train(setting: tuple[Any, ...], **options: Any) -> nfd.Run:
     net, x, y, batches = setting
     return nfd.train(net, nfd.SGD(0.1), x, y, batches=batches, engine="conditional", **options)
-
-
-def read_bandwidth() -> float:
-    """Bytes per second that all threads read from memory: a dot product of a large array."""
-    array = np.ones(1 << 28, np.float32)
-    best = np.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        assert np.dot(array, array) > 0
-        best = min(best, time.perf_counter() - start)
-    return float(array.nbytes / best)
-
-
-def traffic(width: int, depth: int, batch: int, updates: int) -> float:
-    """Least bytes a run moves: 4 (5M + 7B) per neuron, layer and pass.
-
-    M is the number of columns per basis when the pass begins, the mean of features and adjoints.
-    The last pass keeps no columns: it neither reads a basis again nor writes 2B new numbers.
-    """
-    forward = [5 * k * batch + 7 * batch for k in range(updates)]
-    backward = [5 * (k + 0.5) * batch + 7 * batch for k in range(updates)]
-    last = 4 * updates * batch + 5 * batch
-    return 4.0 * (sum(forward) + sum(backward) + last) * width * depth
 
 
 REACH = {
@@ -68,8 +49,8 @@ def test_reach(benchmark: Any, case: str) -> None:
     again = benchmark.pedantic(lambda: train(setting), rounds=3, warmup_rounds=1)
     assert np.array_equal(again.losses, first.losses)
     assert (first.losses[:-1] < 10).all()
-    bandwidth = read_bandwidth()
-    share = traffic(*REACH[case]) / benchmark.stats["median"] / bandwidth
+    bandwidth = machine.limits().read.all
+    share = conditional_bytes(*REACH[case]) / benchmark.stats["median"] / bandwidth
     benchmark.extra_info["read_bandwidth_gb_per_s"] = bandwidth / 1e9
     benchmark.extra_info["share_of_read_bandwidth"] = share
     print(f"\n{case}: {benchmark.stats['median']:.3g} s, {share:.0%} of {bandwidth / 1e9:.1f} GB/s")
@@ -85,18 +66,9 @@ GROWTH = {
 def test_growth(benchmark: Any, size: str) -> None:
     """Log-log slope of the time over two decades."""
     benchmark.group = "growth of conditional training"
-    medians = []
-    for case in GROWTH[size]:
-        setting = problem(*case)
-        train(setting)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            train(setting)
-            times.append(time.perf_counter() - start)
-        medians.append(np.median(times))
+    medians = [seconds_of(partial(train, problem(*case))) for case in GROWTH[size]]
     sizes = [case[0] if size == "width" else case[1] for case in GROWTH[size]]
-    slope = float(np.polyfit(np.log(sizes), np.log(medians), 1)[0])
+    slope = growth_exponent(sizes, medians)
     benchmark.extra_info["slope"] = slope
     print(f"\ntime against {size}: slope {slope:.3f}, seconds {np.round(medians, 4)}")
     setting = problem(*GROWTH[size][0])

@@ -5,10 +5,10 @@ The peer has no autograd: in-place products on the same layout, the strongest pl
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
+import peers
 import pytest
 
 import nfd_fast as nfd
@@ -20,34 +20,6 @@ SHAPES = {
     "n=2048 L=8 B=128": (2048, 8, 128),
     "n=128 L=64 B=128": (128, 64, 128),
 }
-
-
-def torch_losses(torch: Any, weights: nfd.Weights, x: Any, y: Any, rate: float) -> list[float]:
-    """Hidden-only SGD with C = 1 and mse on one batch, as in the Python package's formulas."""
-    hidden = torch.from_numpy(weights.hidden)
-    readout = torch.from_numpy(weights.readout[0])
-    depth, width, _ = hidden.shape
-    batch = len(x)
-    branch = math.sqrt(1 / depth) / math.sqrt(width)
-    features = [x @ torch.from_numpy(weights.input).T / math.sqrt(x.shape[1])]
-    features += [torch.empty_like(features[0]) for _ in range(depth)]
-    losses = []
-    for k in range(UPDATES + 1):
-        for layer in range(depth):
-            torch.addmm(features[layer], features[layer].tanh(), hidden[layer].T, alpha=branch,
-                        out=features[layer + 1])  # fmt: skip
-        residual = features[depth] @ readout / width - y
-        losses.append(0.5 * float((residual * residual).mean()))
-        if k == UPDATES:
-            return losses
-        adjoints = readout.expand(batch, width).clone()
-        for layer in reversed(range(depth)):
-            activation = features[layer].tanh()
-            product = (adjoints @ hidden[layer]).mul_(branch)
-            hidden[layer].addmm_((adjoints * residual[:, None]).T, activation,
-                                 alpha=-rate * branch / batch)  # fmt: skip
-            adjoints.add_(product.mul_(1 - activation * activation))
-    return losses
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,7 +41,7 @@ def test_training(benchmark: Any, torch: Any, peer: str, shape: str) -> None:
                          overwrite_weights=True).losses  # fmt: skip
 
     def theirs() -> Any:
-        return torch_losses(torch, weights, torch.from_numpy(x), torch.from_numpy(y).float(), rate)
+        return peers.torch_by_hand(peers.Training.of([weights], x, y, UPDATES, rate))()
 
     first = ours()
     weights = nfd.initial_weights(net, 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import THREADS
+from machine import THREADS
 
 SHAPES = {
     "n=128 L=64 B=128": (128, 64, 128),

@@ -20,7 +20,7 @@ from typing import Any
 import nfd_fast
 from nfd_fast.extras import MissingExtraError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON that :meth:`Report.json` writes; it changes when a name or a meaning does."""
 
 
@@ -69,11 +69,15 @@ class Report:
         What :func:`nfd_fast.build_info` says.
     benchmarks : tuple of Timing
         In the order of the suite.
+    limits : mapping
+        What the machine can do at most, measured before the first benchmark; empty if the suite
+        doesn't measure it.
     """
 
     date: str
     machine: Mapping[str, str]
     build: Mapping[str, Any]
+    limits: Mapping[str, Any]
     benchmarks: tuple[Timing, ...]
 
     def json(self) -> bytes:
@@ -120,7 +124,9 @@ def read(path: Path) -> Report:
         )
     try:
         timings = tuple(Timing(**timing) for timing in content["benchmarks"])
-        report = Report(content["date"], content["machine"], content["build"], timings)
+        report = Report(
+            content["date"], content["machine"], content["build"], content["limits"], timings
+        )
         fine = all(math.isfinite(timing.median) and timing.median > 0 for timing in timings)
     except (KeyError, TypeError) as error:
         raise ValueError(f"baseline {path} is damaged: {error}") from None
@@ -129,7 +135,7 @@ def read(path: Path) -> Report:
     return report
 
 
-def run(folder: Path, select: str | None = None) -> Report:
+def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Report:
     """Run a suite under pytest-benchmark, whose report goes to stderr.
 
     Parameters
@@ -138,6 +144,8 @@ def run(folder: Path, select: str | None = None) -> Report:
         With files ``test_*.py``.
     select : str, optional
         Which benchmarks, as pytest's ``-k`` takes it; all by default.
+    quick : bool
+        Only those that are marked quick.
 
     Returns
     -------
@@ -155,9 +163,11 @@ def run(folder: Path, select: str | None = None) -> Report:
     require()
     if not any(folder.glob("test_*.py")):
         raise ValueError(f"suite must be a folder with benchmarks, files test_*.py, got {folder}")
-    command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-v", "-ra"]
     if select is not None:
         command += ["-k", select]
+    if quick:
+        command += ["-m", "quick"]
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "benchmark.json"
         with subprocess.Popen(
@@ -172,7 +182,8 @@ def run(folder: Path, select: str | None = None) -> Report:
                 print(line, end="", file=sys.stderr, flush=True)
         code = process.returncode
         if code == 5:  # pytest's code for "nothing collected"
-            raise ValueError(f"select must name benchmarks of {folder}, got {select!r}")
+            kind = " that are marked quick" if quick else ""
+            raise ValueError(f"select must name benchmarks of {folder}{kind}, got {select!r}")
         if code == 4:  # pytest's code for wrong usage
             raise ValueError(f"select must be an expression as of pytest -k, got {select!r}")
         if code or not written.is_file():
@@ -190,6 +201,7 @@ def run(folder: Path, select: str | None = None) -> Report:
             "system": f"{machine['system']} {machine['release']}",
         },
         build=nfd_fast.build_info(),
+        limits=machine.get("limits", {}),
         benchmarks=tuple(map(_timing, content["benchmarks"])),
     )
 

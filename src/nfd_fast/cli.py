@@ -234,8 +234,12 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         ("--fail-above", float, "RATIO", "exit with 1 if a median is more than this times before"),
         ("--select", str, "EXPRESSION", "only benchmarks that match, as of pytest -k"),
         ("--suite", Path, "FOLDER", "another folder of benchmarks for pytest-benchmark"),
+        ("--plot", Path, "FILE", "draw the roofline, a .png or .svg; needs the extra 'study'"),
     ):
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
+    parser.add_argument(
+        "--quick", action="store_true", help="only small cases, one of each workload: a minute"
+    )
 
 
 def _add_choices(parser: argparse.ArgumentParser, kind: type[Choices]) -> None:

@@ -359,6 +359,7 @@ def info(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
 def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Run the benchmark suite; print its times, write them, compare them with earlier ones."""
     from nfd_fast import bench as benchmarks
+    from nfd_fast import roofline
     from nfd_fast.study import atomic
 
     most = options.fail_above
@@ -368,11 +369,18 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         if not 0 < most < math.inf:
             raise ValueError(f"--fail-above must be a positive ratio, got {most}")
     baseline = None if options.baseline is None else benchmarks.read(options.baseline)
-    if options.json is not None:
-        atomic.prepare_folder(options.json.parent)
-    report = benchmarks.run(options.suite or benchmarks.suite(), options.select)
+    if options.plot is not None:
+        roofline.check(options.plot)
+    for path in (options.json, options.plot):
+        if path is not None:
+            atomic.prepare_folder(path.parent)
+    report = benchmarks.run(
+        options.suite or benchmarks.suite(), options.select, quick=options.quick
+    )
     if options.json is not None:
         atomic.write(options.json, report.json())
+    if options.plot is not None:
+        atomic.write(options.plot, roofline.image(report, options.plot.suffix))
     if baseline is None:
         _print_times(report.benchmarks)
         return
@@ -391,10 +399,12 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
 
 
 def _print_times(timings: Sequence[Timing]) -> None:
+    """Print medians, and what a benchmark has to say of itself."""
     width = max(len(timing.name) for timing in timings)
     print(f"{'benchmark':<{width}}  {'median':>10}  {'spread':>10}")
     for timing in timings:
-        print(f"{timing.name:<{width}}  {timing.median:>8.3g} s  {timing.spread:>8.2g} s")
+        line = f"{timing.name:<{width}}  {timing.median:>8.3g} s  {timing.spread:>8.2g} s"
+        print(f"{line}  {timing.extra.get('summary', '')}".rstrip())
 
 
 def _print_ratios(report: Report, baseline: Report, ratios: Mapping[str, float]) -> None:

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.subprocess
 SUITE = """
 import pytest
 
-@pytest.mark.parametrize("peer", ["ours", "theirs"])
+@pytest.mark.parametrize("peer", ["ours", pytest.param("theirs", marks=pytest.mark.quick)])
 def test_sum(benchmark, peer):
     benchmark.group = "sums"
-    benchmark.extra_info["terms"] = 3
+    benchmark.extra_info |= {"terms": 3, "summary": "three terms"}
     assert benchmark.pedantic(lambda: sum([1, 2, 3]), rounds=5) == 6
 
 def test_wrong(benchmark):
@@ -37,6 +37,7 @@ def suite(tmp_path: Path) -> Path:
     folder = tmp_path / "suite"
     folder.mkdir()
     (folder / "test_sums.py").write_text(SUITE)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = quick\n")
     return folder
 
 
@@ -71,8 +72,8 @@ def faster(recorded: Path, factor: float) -> Path:
 def test_the_schema(recorded: Path) -> None:
     """Others' programs read these names: changing one needs another ``bench.SCHEMA``."""
     content = json.loads(recorded.read_text())
-    assert list(content) == ["schema", "date", "machine", "build", "benchmarks"]
-    assert content["schema"] == 1
+    assert list(content) == ["schema", "date", "machine", "build", "limits", "benchmarks"]
+    assert content["schema"] == 2
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", content["date"])
     assert list(content["machine"]) == ["processor", "architecture", "system"]
     assert content["build"]["version"] == nfd.__version__
@@ -83,14 +84,26 @@ def test_the_schema(recorded: Path) -> None:
         assert timing["group"] == "sums"
         assert 0 < timing["minimum"] <= timing["median"] < 1
         assert timing["rounds"] == 5
-        assert timing["extra"] == {"terms": 3}
+        assert timing["extra"] == {"terms": 3, "summary": "three terms"}
+    assert content["limits"] == {}  # this suite measures none
 
 
 def test_times_are_printed(call: Any) -> None:
     code, out, err = call()
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["benchmark", *NAMES]
+    assert all(line.endswith("three terms") for line in out.splitlines()[1:])
     assert "passed" in err  # pytest's own report
+
+
+def test_quick_ones_are_marked(call: Any) -> None:
+    code, out, _ = call("--quick")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [NAMES[1]]
+    code, _, err = call("--quick", select="ours")
+    assert code == 2
+    assert "select must name benchmarks of" in err
+    assert "that are marked quick, got 'ours'" in err
 
 
 def test_ratios_are_printed(call: Any, recorded: Path) -> None:
@@ -151,10 +164,10 @@ def test_a_wrong_answer_is_an_error(call: Any, tmp_path: Path) -> None:
     [
         (None, "cannot be read: No such file"),
         ("{", "is not JSON"),
-        ("[]", "must have been written by `nfd-fast bench --json`, schema 1, got schema None"),
-        ('{"schema": 2}', "schema 1, got schema 2"),
-        ('{"schema": 1}', "is damaged: 'benchmarks'"),
-        ('{"schema": 1, "benchmarks": [{"name": "a"}]}', "is damaged"),
+        ("[]", "must have been written by `nfd-fast bench --json`, schema 2, got schema None"),
+        ('{"schema": 1}', "schema 2, got schema 1"),
+        ('{"schema": 2}', "is damaged: 'benchmarks'"),
+        ('{"schema": 2, "benchmarks": [{"name": "a"}]}', "is damaged"),
     ],
 )
 def test_a_baseline_that_is_none(
@@ -188,6 +201,7 @@ def test_medians_of_a_baseline_are_positive(recorded: Path) -> None:
             "--fail-above must be a positive ratio, got nan",
         ),
         (["--json", "/dev/null/x.json"], "output folder /dev/null is not writable"),
+        (["--plot", "x.pdf"], "--plot must end in .png or .svg, got x.pdf"),
     ],
 )
 def test_nonsense_is_refused_before_any_work(call: Any, arguments: list[str], message: str) -> None:
@@ -235,7 +249,61 @@ def test_names_of_the_suite_stay() -> None:
         for p in ("nfd_fast", "numpy")
         for dtype in ("float32", "float64")
     }
+    sizes = ["4096 L=64 B=4", "2048 L=32 B=1", "1024 L=64 B=32", "2048 L=32 B=128"]
+    sizes += ["128 L=64 B=128", "256 L=8 B=4"]
+    expected |= {f"workloads.dense[n={size}]" for size in sizes}
+    sizes = ["4096 L=64 B=4 K=4", "1000000 L=16 B=4 K=3", "1000000 L=16 B=1 K=3"]
+    expected |= {f"workloads.conditional[n={size}]" for size in [*sizes, "512 L=8 B=4 K=3"]}
+    sizes = ["1000 S=4 L=32", "100000 S=8 L=64", "2000 S=4 L=512"]
+    expected |= {f"workloads.particles[N={size}]" for size in sizes}
+    expected |= {f"workloads.normals[2^{power}]" for power in (16, 22)}
+    expected |= {f"workloads.replicas[R={r}]" for r in ("4 n=64 L=8 B=16", "32 n=128 L=64 B=128")}
+    engines = ("dense", "conditional")
+    expected |= {
+        f"growth.exponent[{engine}-{grows}-{pace}]"
+        for engine in engines
+        for grows in ("width", "depth", "batch", "updates", "threads")
+        for pace in ("quick", "full")
+    }
+    expected |= {f"growth.overhead[{engine}]" for engine in engines}
+    expected |= {f"growth.ensemble[{engine}-{p}]" for engine in engines for p in ("quick", "full")}
     assert expected <= {bench.stable_name(line) for line in lines}
+
+
+def test_workloads_next_to_their_peers(tmp_path: Path) -> None:
+    """The suite itself, on its small cases: every figure that is promised is there."""
+    path, plot = tmp_path / "quick.json", tmp_path / "roofline.svg"
+    pytest.importorskip("matplotlib", reason="matplotlib is in the study extra")
+    words = ["--select", "workloads", "--json", str(path), "--plot", str(plot)]
+    assert cli.main(["bench", "--quick", *words]) == 0
+    content = json.loads(path.read_text())
+    limits = content["limits"]
+    assert limits["threads"] == content["build"]["threads"]
+    for name in ("read", "copy", "rewrite", "multiply_add", "normals", "activations"):
+        assert 1e7 < limits[name]["one"] <= limits[name]["all"] < 1e15
+    assert max(limits["sgemm"].values()) > 1e8
+    assert len(content["benchmarks"]) == 5
+    for timing in content["benchmarks"]:
+        extra = timing["extra"]
+        assert extra["threads"] == (1 if "normals" in timing["name"] else limits["threads"])
+        # More than the limit is possible on a machine that was busy when that was measured.
+        least = max(extra["least_seconds"].values())
+        assert extra["fraction_of_limit"] == pytest.approx(least / timing["median"])
+        assert extra["peers"].keys() | extra["absent"].keys()
+        assert all(extra["absent"].values())  # reasons
+        assert set(extra["peak_memory_bytes"]) == {"nfd_fast", *extra["peers"]}
+        if extra["peers"]:
+            best = min(peer["median"] for peer in extra["peers"].values())
+            assert extra["ratio"] == pytest.approx(best / timing["median"])
+        if extra["operations"]:
+            assert timing["name"] in plot.read_text()
+
+
+def test_a_roofline_needs_limits(call: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the study extra")
+    code, _, err = call("--plot", tmp_path / "none.png")
+    assert code == 2
+    assert "a roofline needs the machine's limits, which this suite doesn't measure" in err
 
 
 def test_without_pytest_benchmark(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

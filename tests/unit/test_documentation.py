@@ -147,8 +147,10 @@ def check(command: list[str], place: str) -> None:
     elif program == "bash":
         assert (ROOT / rest[0]).is_file(), place
     elif program.startswith("python"):
-        assert rest[0] == "-m", place
-        assert importlib.util.find_spec(rest[1]), place
+        if rest[0] == "-m":
+            assert importlib.util.find_spec(rest[1]), place
+        else:
+            assert (ROOT / rest[0]).is_file(), place
     elif program not in (".", "cd"):  # a tool that an extra installs
         names = [re.match(r"[\w-]+", item) for items in EXTRAS.values() for item in items]
         assert program in [name[0] for name in names if name], place
