@@ -58,7 +58,8 @@ def train(
     net, sgd : ResNet, SGD
         What to train and how.
     x : (S, d) array
-        Inputs of all samples; converted to ``dtype``.
+        Inputs of all samples; converted to ``dtype``. Arrays may be any that
+        :mod:`nfd_fast.kernels` reads, those of PyTorch and JAX among them.
     y : (S,) or (S, C) array
         Real targets for ``"mse"``, integer labels 0 … C−1 of shape (S,) for ``"cross_entropy"``.
     batches : (K, B) array of int
