@@ -179,7 +179,7 @@ def run_cells(
         After Ctrl-C.
     WorkerError
         If processes were killed: of ``workers``, over the same cell
-        :data:`~nfd_fast.study.processes.ATTEMPTS` times, and after all other cells are finished.
+        ``processes.ATTEMPTS`` times, and after all other cells are finished.
 
     Whatever a cell raises comes through. In each of the last cases, and in this one, finished cells
     stay stored and the same call continues from there.
