@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "cpu/kernels.hpp"
-#include "cpu/monitor.hpp"
-#include "cpu/problem.hpp"
 #include "nfd_fast/activations.hpp"
+#include "training/monitor.hpp"
+#include "training/problem.hpp"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include <chrono>
 
-#include "cpu/monitor.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast::bindings {
 

@@ -14,8 +14,8 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
-#include "cpu/problem.hpp"
 #include "nfd_fast/activations.hpp"
+#include "training/problem.hpp"
 
 namespace nfd_fast::bindings {
 namespace {

@@ -19,11 +19,11 @@
 
 #include <cstdint>
 
-#include "cpu/arena.hpp"
 #include "cpu/conditional_state.hpp"
 #include "cpu/layers.hpp"
-#include "cpu/problem.hpp"
 #include "nfd_fast/small_matrix.hpp"
+#include "training/arena.hpp"
+#include "training/problem.hpp"
 
 namespace nfd_fast {
 

@@ -19,10 +19,10 @@
 
 #include <cstdint>
 
-#include "cpu/arena.hpp"
-#include "cpu/problem.hpp"
-#include "cpu/state.hpp"
 #include "nfd_fast/small_matrix.hpp"
+#include "training/arena.hpp"
+#include "training/problem.hpp"
+#include "training/state.hpp"
 
 namespace nfd_fast {
 

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "cpu/monitor.hpp"
 #include "nfd_fast/philox.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast {
 

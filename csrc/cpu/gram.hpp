@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "cpu/monitor.hpp"
 #include "cpu/team.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast {
 

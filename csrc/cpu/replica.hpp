@@ -22,13 +22,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/arena.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/memory.hpp"
-#include "cpu/problem.hpp"
 #include "cpu/weights.hpp"
+#include "training/arena.hpp"
+#include "training/problem.hpp"
 
 namespace nfd_fast {
 

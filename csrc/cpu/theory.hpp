@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "cpu/monitor.hpp"
 #include "nfd_fast/activations.hpp"
 #include "nfd_fast/gaussian_moments.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "cpu/monitor.hpp"
 #include "cpu/team.hpp"
 #include "nfd_fast/philox.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast {
 

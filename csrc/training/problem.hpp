@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "cpu/layers.hpp"
-#include "cpu/state.hpp"
 #include "nfd_fast/losses.hpp"
+#include "training/layer_stack.hpp"
+#include "training/state.hpp"
 
 namespace nfd_fast {
 
