@@ -25,6 +25,7 @@
 #include "cpu/blas.hpp"
 #include "cpu/gram.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/layers.hpp"
 #include "cpu/memory.hpp"
 #include "cpu/weights.hpp"
 #include "training/arena.hpp"

@@ -6,6 +6,7 @@
 
 #include "nfd_fast/losses.hpp"
 #include "training/layer_stack.hpp"
+#include "training/monitor.hpp"
 #include "training/state.hpp"
 
 namespace nfd_fast {
