@@ -1,0 +1,190 @@
+// What the kernels and those who launch them need of CUDA, and of its stand-in.
+//
+// The same sources are compiled twice: by nvcc, and, with NFD_FAST_EMULATES_CUDA, by a C++ compiler
+// against emulation.hpp, which runs every thread of a launch on the processor. That is slow, and
+// for tests alone: the kernels' logic is then checked on machines without a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#if defined(NFD_FAST_EMULATES_CUDA)
+#include "cuda/emulation.hpp"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace nfd_fast::cuda {
+
+// CUDA refused or failed.
+class DeviceError : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
+inline void check(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // clears it, where it can be cleared
+    if (status == cudaErrorMemoryAllocation) throw std::bad_alloc();
+    throw DeviceError(std::string("CUDA failed in ") + what + ": " + cudaGetErrorString(status));
+}
+
+// Memory of the device; its contents are arbitrary.
+struct FreeDevice {
+    void operator()(unsigned char* block) const { cudaFree(block); }
+};
+using DeviceBlock = std::unique_ptr<unsigned char, FreeDevice>;
+
+inline DeviceBlock take_device(double bytes) {
+    if (!(bytes < 0x1p62)) throw std::bad_alloc();
+    void* block = nullptr;
+    check(cudaMalloc(&block, bytes < 256 ? 256 : static_cast<std::size_t>(bytes)), "cudaMalloc");
+    return DeviceBlock(static_cast<unsigned char*>(block));
+}
+
+// Memory of the host that kernels read and write in place.
+struct FreePinned {
+    void operator()(void* block) const { cudaFreeHost(block); }
+};
+template <class Element>
+using Pinned = std::unique_ptr<Element, FreePinned>;
+
+template <class Element>
+Pinned<Element> take_pinned(std::size_t count) {
+    void* block = nullptr;
+    check(cudaHostAlloc(&block, count * sizeof(Element), cudaHostAllocMapped), "cudaHostAlloc");
+    return Pinned<Element>(static_cast<Element*>(block));
+}
+
+// A stream of its own, waited for and destroyed in the end.
+class Stream {
+  public:
+    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream"); }
+    ~Stream() {
+        cudaStreamSynchronize(stream_);
+        cudaStreamDestroy(stream_);
+    }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+
+    cudaStream_t get() const { return stream_; }
+    void wait() const { check(cudaStreamSynchronize(stream_), "a kernel"); }
+    // Whether everything in it is done.
+    bool done() const {
+        const cudaError_t status = cudaStreamQuery(stream_);
+        if (status == cudaErrorNotReady) {
+            cudaGetLastError();
+            return false;
+        }
+        check(status, "a kernel");
+        return true;
+    }
+
+  private:
+    cudaStream_t stream_ = nullptr;
+};
+
+// Starts kernel(args...). Where `together`, all blocks run at the same time (as many as
+// resident_blocks() at most), so that they may wait for each other.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            cudaStream_t stream, bool together, Arguments&&... arguments) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    (void)stream;
+    emulation::run(grid, block, shared_bytes, together, [&] { kernel(Parameters(arguments)...); });
+#else
+    cudaLaunchAttribute cooperative{};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &cooperative;
+    config.numAttrs = together ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "a launch");
+#endif
+}
+
+// Lets a kernel use so much shared memory, and says how many of its blocks then fit at once.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, std::size_t shared_bytes) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    (void)kernel, (void)threads, (void)shared_bytes;
+    return emulation::kResidentBlocks;
+#else
+    int device = 0, multiprocessors = 0, per_multiprocessor = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          "a question about the device");
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          "a request for shared memory");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
+                                                        shared_bytes),
+          "a question about the device");
+    return multiprocessors * per_multiprocessor;
+#endif
+}
+
+// The shared memory that a launch asked for.
+template <class Element>
+__device__ inline Element* shared_memory() {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    return reinterpret_cast<Element*>(emulation::shared_bytes());
+#else
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    return reinterpret_cast<Element*>(shared_bytes);
+#endif
+}
+
+// In a loop that waits for another block.
+__device__ inline void pause() {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    emulation::yield();
+#else
+    __nanosleep(20);
+#endif
+}
+
+// Reads what other blocks write meanwhile; everything written before it is then seen too.
+__device__ inline unsigned load_acquire(const unsigned* from) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    return *static_cast<const volatile unsigned*>(from);
+#else
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+#endif
+}
+
+// Adds 1 and returns the number before; everything written before it is seen by who acquires it.
+__device__ inline unsigned add_release(unsigned* to) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    return (*to)++;
+#else
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(to)
+                 : "memory");
+    return before;
+#endif
+}
+
+// Writes; everything written before it is seen by who acquires it.
+__device__ inline void store_release(unsigned* to, unsigned value) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    *static_cast<volatile unsigned*>(to) = value;
+#else
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+#endif
+}
+
+}  // namespace nfd_fast::cuda

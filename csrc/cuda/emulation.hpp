@@ -1,0 +1,319 @@
+// CUDA on the processor, for tests: see device.hpp.
+//
+// Every thread of a launch is a fiber of the calling thread; they take turns where they wait for
+// each other, in a fixed order, so that a run is repeatable. There is one memory: what a kernel may
+// not read or write, or must not leave to chance (races between turns), is found by the sanitizers
+// of the compiler and of CUDA, not here.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace nfd_fast::cuda::emulation {
+
+constexpr int kResidentBlocks = 12;
+constexpr int kWarp = 32;
+
+struct Warp {
+    std::uint64_t exchange[kWarp];
+    int size = 0, arrived = 0;
+    unsigned turn = 0;
+};
+
+struct Block {
+    dim3 index;
+    std::vector<unsigned char> shared;
+    std::vector<Warp> warps;
+    int size = 0, arrived = 0;
+    unsigned turn = 0;
+    int votes = 0, counted = 0;
+};
+
+struct Fiber {
+    dim3 thread;
+    int rank = 0;
+    Block* block = nullptr;
+    bool done = false, started = false;
+    ucontext_t start;
+    jmp_buf at;
+    std::unique_ptr<char[]> stack;
+};
+
+// One launch at a time, on one thread.
+struct Machine {
+    dim3 grid, threads;
+    std::vector<std::unique_ptr<Fiber>> fibers;  // kept for the next launch: stacks are dear
+    std::size_t used = 0;
+    Fiber* now = nullptr;
+    jmp_buf home;
+    ucontext_t home_context;
+    const std::function<void()>* kernel = nullptr;
+};
+
+inline Machine& machine() {
+    static thread_local Machine m;
+    return m;
+}
+
+inline void yield() {
+    Machine& m = machine();
+    if (_setjmp(m.now->at) == 0) _longjmp(m.home, 1);
+}
+
+inline void enter() {
+    Machine& m = machine();
+    (*m.kernel)();
+    machine().now->done = true;
+    _longjmp(machine().home, 1);
+}
+
+inline void turn_to(Fiber& fiber) {
+    Machine& m = machine();
+    m.now = &fiber;
+    if (_setjmp(m.home) != 0) return;
+    if (fiber.started) _longjmp(fiber.at, 1);
+    fiber.started = true;
+    setcontext(&fiber.start);
+}
+
+inline void run_blocks(Machine& m, std::vector<std::unique_ptr<Block>>& blocks) {
+    constexpr std::size_t stack_bytes = std::size_t{1} << 17;
+    const int size = static_cast<int>(m.threads.x * m.threads.y * m.threads.z);
+    m.used = 0;
+    for (auto& block : blocks) {
+        block->size = size;
+        block->warps.resize(static_cast<std::size_t>((size + kWarp - 1) / kWarp));
+        for (int rank = 0; rank < size; ++rank) {
+            if (m.used == m.fibers.size()) {
+                m.fibers.push_back(std::make_unique<Fiber>());
+                m.fibers.back()->stack.reset(new char[stack_bytes]);
+            }
+            Fiber& fiber = *m.fibers[m.used++];
+            const auto at = static_cast<unsigned>(rank);
+            fiber.thread = dim3(at % m.threads.x, at / m.threads.x % m.threads.y,
+                                at / (m.threads.x * m.threads.y));
+            fiber.rank = rank;
+            fiber.block = block.get();
+            fiber.done = fiber.started = false;
+            block->warps[static_cast<std::size_t>(rank / kWarp)].size++;
+            getcontext(&fiber.start);
+            fiber.start.uc_stack.ss_sp = fiber.stack.get();
+            fiber.start.uc_stack.ss_size = stack_bytes;
+            fiber.start.uc_link = nullptr;
+            makecontext(&fiber.start, reinterpret_cast<void (*)()>(enter), 0);
+        }
+    }
+    for (std::size_t left = m.used; left > 0;) {
+        for (std::size_t i = 0; i < m.used; ++i) {
+            Fiber& fiber = *m.fibers[i];
+            if (fiber.done) continue;
+            turn_to(fiber);
+            if (m.fibers[i]->done) --left;
+        }
+    }
+}
+
+inline void run(dim3 grid, dim3 threads, std::size_t shared_bytes, bool together,
+                const std::function<void()>& kernel) {
+    Machine& m = machine();
+    m.grid = grid;
+    m.threads = threads;
+    m.kernel = &kernel;
+    std::vector<std::unique_ptr<Block>> blocks;
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) {
+                blocks.push_back(std::make_unique<Block>());
+                blocks.back()->index = dim3(x, y, z);
+                // What nobody has written is not zero there either.
+                blocks.back()->shared.assign(shared_bytes, 0xA5);
+                if (together) continue;
+                run_blocks(m, blocks);
+                blocks.clear();
+            }
+        }
+    }
+    if (together) run_blocks(m, blocks);
+}
+
+inline unsigned char* shared_bytes() { return machine().now->block->shared.data(); }
+
+// A meeting of `size` fibers.
+template <class Meeting>
+void meet(Meeting& meeting) {
+    const unsigned turn = meeting.turn;
+    if (++meeting.arrived == meeting.size) {
+        meeting.arrived = 0;
+        ++meeting.turn;
+        return;
+    }
+    while (meeting.turn == turn) yield();
+}
+
+inline Warp& warp() {
+    Fiber& fiber = *machine().now;
+    return fiber.block->warps[static_cast<std::size_t>(fiber.rank / kWarp)];
+}
+inline int lane() { return machine().now->rank % kWarp; }
+
+template <class T>
+T exchange(T value, int from) {
+    static_assert(sizeof(T) <= sizeof(std::uint64_t), "a lane's register");
+    Warp& w = warp();
+    std::memcpy(&w.exchange[lane()], &value, sizeof value);
+    meet(w);
+    T result;
+    std::memcpy(&result, &w.exchange[from < w.size ? from : lane()], sizeof result);
+    meet(w);
+    return result;
+}
+
+}  // namespace nfd_fast::cuda::emulation
+
+#define threadIdx (::nfd_fast::cuda::emulation::machine().now->thread)
+#define blockIdx (::nfd_fast::cuda::emulation::machine().now->block->index)
+#define blockDim (::nfd_fast::cuda::emulation::machine().threads)
+#define gridDim (::nfd_fast::cuda::emulation::machine().grid)
+
+inline void __syncthreads() {
+    nfd_fast::cuda::emulation::meet(*nfd_fast::cuda::emulation::machine().now->block);
+}
+inline void __syncwarp(unsigned = 0xffffffffu) {
+    nfd_fast::cuda::emulation::meet(nfd_fast::cuda::emulation::warp());
+}
+inline int __syncthreads_or(int predicate) {
+    auto& block = *nfd_fast::cuda::emulation::machine().now->block;
+    block.votes = predicate || (block.counted > 0 && block.votes);
+    ++block.counted;
+    __syncthreads();
+    const int result = block.votes;
+    block.counted = 0;
+    __syncthreads();
+    return result;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return nfd_fast::cuda::emulation::exchange(value, nfd_fast::cuda::emulation::lane() ^ mask);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+    return nfd_fast::cuda::emulation::exchange(value, from);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned by) {
+    return nfd_fast::cuda::emulation::exchange(
+        value, nfd_fast::cuda::emulation::lane() + static_cast<int>(by));
+}
+inline void __threadfence() {}
+template <class T>
+T atomicAdd(T* to, T value) {
+    const T before = *to;
+    *to += value;
+    return before;
+}
+template <class T>
+T atomicMin(T* to, T value) {
+    const T before = *to;
+    if (value < before) *to = value;
+    return before;
+}
+template <class T>
+T __ldcg(const T* from) {
+    return *from;
+}
+template <class T>
+T __ldg(const T* from) {
+    return *from;
+}
+
+// --- The run-time library: one device, whose memory is the host's; streams run at once -----------
+
+enum cudaError_t {
+    cudaSuccess,
+    cudaErrorMemoryAllocation,
+    cudaErrorNotReady,
+    cudaErrorInvalidValue
+};
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice,
+    cudaMemcpyDefault
+};
+using cudaStream_t = struct CUstream_st*;
+constexpr unsigned cudaStreamNonBlocking = 1, cudaHostAllocMapped = 2;
+
+inline const char* cudaGetErrorString(cudaError_t) { return "an emulated error"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMalloc(void** block, std::size_t bytes) {
+    *block = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!*block) return cudaErrorMemoryAllocation;
+    // Fresh memory is arbitrary: not a number, in either precision.
+    std::memset(*block, 0xFF, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* block) {
+    std::free(block);
+    return cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** block, std::size_t bytes, unsigned) {
+    return cudaMalloc(block, bytes);
+}
+inline cudaError_t cudaFreeHost(void* block) { return cudaFree(block); }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+    std::memmove(to, from, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                                     std::size_t from_pitch, std::size_t width, std::size_t height,
+                                     cudaMemcpyKind, cudaStream_t) {
+    for (std::size_t row = 0; row < height; ++row) {
+        std::memmove(static_cast<char*>(to) + row * to_pitch,
+                     static_cast<const char*>(from) + row * from_pitch, width);
+    }
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
+    std::memset(to, value, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
+    *available = *total = std::size_t{1} << 30;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    *stream = nullptr;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return cudaSuccess;
+}
