@@ -6,9 +6,11 @@
 
 #include <cstdint>
 
+#include "nfd_fast/small_matrix.hpp"
+
 namespace nfd_fast::blas {
 
-enum class Transpose : bool { no, yes };
+using nfd_fast::Transpose;
 
 // Row-major C = alpha op(A) op(B) + beta C, with op(A) rows x inner and op(B) inner x columns.
 void multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows, std::int64_t columns,

@@ -1,7 +1,7 @@
 // The conditional engine: the same network in law without its matrices (DESIGN 2).
 //
-// What stands in their place is in conditional_state.hpp, and what is worked out from it for one
-// layer and one block in conditional_algebra.hpp. Here are the passes: sweeps over the neurons.
+// What stands in their place, and what is worked out from it for one layer and one block, is in
+// layer_algebra.hpp. Here are the passes: sweeps over the neurons.
 //
 // Sweeps and barriers. Per layer and pass each neuron is visited once: the update of a layer and
 // the reductions for the next touch the same neuron, so they share a visit, with one barrier a
@@ -13,9 +13,10 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/conditional_algebra.hpp"
 #include "cpu/conditional_state.hpp"
 #include "cpu/replica.hpp"
+#include "cpu/serial_crew.hpp"
+#include "nfd_fast/layer_algebra.hpp"
 
 namespace nfd_fast {
 namespace {
@@ -55,6 +56,13 @@ struct ConditionalHidden : ConditionalState<T> {
         const std::int64_t members = p.stack.layer_size() / least;
         return static_cast<int>(
             std::clamp<std::int64_t>(members, 1, std::numeric_limits<int>::max()));
+    }
+
+    static LayerRules rules(const Problem<T>& p, Side side, bool keep) {
+        const bool coupled = !p.decoupled && p.keep_coupling;
+        return {p.stack.width,  p.stack.batch, p.stack.branch_factor,
+                p.tolerance,    !p.decoupled,  coupled,
+                p.train_hidden, side,          keep};
     }
 
     static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena, int team_members) {
@@ -128,7 +136,8 @@ struct Pass {
     const VectorKernels<T>& vector = kernels().of<T>();
     const std::int64_t batch = p.stack.batch, n = p.stack.width, stride = h.tile_width;
     Step<T>& step = h.steps[team.rank];
-    LayerAlgebra<T> algebra{h, p, side, keep, step};
+    const LayerRules rules = ConditionalHidden<T>::rules(p, side, keep);
+    LayerAlgebra<T, SerialCrew> algebra{h, rules, SerialCrew{}, step};
     T* const x = h.tile_x + team.rank * batch * stride;
     T* const increment = h.tile_increment + team.rank * batch * stride;
     double* const wide = h.tile_wide + team.rank * 2 * batch * stride;
@@ -138,8 +147,8 @@ struct Pass {
 
     bool forward() const { return side == kFeatures; }
     Side other() const { return opposite(side); }
-    bool reused() const { return algebra.reused(); }
-    bool coupled() const { return algebra.coupled(); }
+    bool reused() const { return rules.reused; }
+    bool coupled() const { return rules.coupled; }
     std::int64_t layer_at(std::int64_t index) const {
         return forward() ? index + 1 : p.stack.depth - index;
     }
@@ -431,8 +440,8 @@ struct Pass {
     // Makes the new columns of a layer part of what is known; rank 0, when nobody reads it.
     void append(std::int64_t index) {
         gather(measured(index, 0), h.measure_size, (step.p + step.rank) * step.rank);
-        algebra.append(combined);
-        if (!forward()) algebra.learn(gradient);
+        algebra.append(layer_at(index), combined);
+        if (!forward()) algebra.learn(gradient.sample_weights, gradient.step);
     }
 
     // What the reductions of a layer already say; rank 0.

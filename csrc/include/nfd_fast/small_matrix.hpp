@@ -22,6 +22,8 @@ struct SmallMatrix {
 
 using Small = SmallMatrix<double>;
 
+enum class Transpose : bool { no, yes };
+
 // C = factor A B (+ C if `add`); A is rows x inner.
 NFD_FAST_HD inline void multiply_small(std::int64_t rows, std::int64_t columns, std::int64_t inner,
                                        double factor, Small a, Small b, bool add, Small c) {
@@ -74,34 +76,22 @@ NFD_FAST_HD inline void solve_upper(std::int64_t size, std::int64_t columns, Sma
     }
 }
 
-// Upper triangular R with R^T R = E, for a positive definite E; R may be E itself.
-NFD_FAST_HD inline void cholesky(std::int64_t size, Small e, Small r) {
+// E <- the upper triangular R with R^T R = E, for a positive definite E, by a crew
+// (layer_algebra.hpp).
+template <class Crew>
+NFD_FAST_HD void cholesky(const Crew& crew, std::int64_t size, Small e) {
     for (std::int64_t i = 0; i < size; ++i) {
-        for (std::int64_t j = 0; j < size; ++j) r(i, j) = j < i ? 0 : e(i, j);
-        for (std::int64_t k = 0; k < i; ++k) {
-            for (std::int64_t j = i; j < size; ++j) r(i, j) -= r(k, i) * r(k, j);
-        }
-        const double diagonal = ::sqrt(r(i, i));
-        for (std::int64_t j = i; j < size; ++j) r(i, j) = i == j ? diagonal : r(i, j) / diagonal;
+        crew.each(size, [&](std::int64_t j) {
+            double entry = j < i ? 0 : e(i, j);
+            for (std::int64_t k = 0; k < i && j >= i; ++k) entry -= e(k, i) * e(k, j);
+            e(i, j) = entry;
+        });
+        const double diagonal = ::sqrt(e(i, i));
+        crew.sync();  // before it changes
+        crew.each(size - i, [&](std::int64_t j) {
+            e(i, i + j) = j == 0 ? diagonal : e(i, i + j) / diagonal;
+        });
     }
-}
-
-NFD_FAST_HD inline void set_identity(std::int64_t size, Small a) {
-    for (std::int64_t i = 0; i < size; ++i) {
-        for (std::int64_t j = 0; j < size; ++j) a(i, j) = i == j ? 1.0 : 0.0;
-    }
-}
-
-// Row `rank` of an upper echelon T with T^T T = E on the columns chosen so far, for column j of the
-// symmetric E, of which `diagonal` squared is left.
-NFD_FAST_HD inline void append_row(std::int64_t rank, std::int64_t j, std::int64_t columns,
-                                   double diagonal, Small e, Small t) {
-    for (std::int64_t i = 0; i < columns; ++i) t(rank, i) = i < j ? 0 : e(j, i);
-    for (std::int64_t k = 0; k < rank; ++k) {
-        for (std::int64_t i = j + 1; i < columns; ++i) t(rank, i) -= t(k, j) * t(k, i);
-    }
-    t(rank, j) = diagonal;
-    for (std::int64_t i = j + 1; i < columns; ++i) t(rank, i) /= diagonal;
 }
 
 }  // namespace NFD_FAST_TARGET
