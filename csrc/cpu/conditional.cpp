@@ -60,9 +60,9 @@ struct ConditionalHidden : ConditionalState<T> {
 
     static LayerRules rules(const Problem<T>& p, Side side, bool keep) {
         const bool coupled = !p.decoupled && p.keep_coupling;
-        return {p.stack.width,  p.stack.batch, p.stack.branch_factor,
-                p.tolerance,    !p.decoupled,  coupled,
-                p.train_hidden, side,          keep};
+        return {p.stack.width, p.stack.batch, p.stack.branch_factor, p.tolerance,
+                !p.decoupled,  coupled,       p.train_hidden,        1,
+                side,          keep};
     }
 
     static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena, int team_members) {
@@ -91,7 +91,7 @@ struct ConditionalHidden : ConditionalState<T> {
         arena.take(h.steps, members);
         for (int member = 0; member < team_members; ++member) {
             Step<T> step{};
-            step.lay_out(arena, h.capacity, batch);
+            step.lay_out(arena, h.capacity, batch, batch);
             if (h.steps) h.steps[member] = step;
         }
         return h;
@@ -340,7 +340,7 @@ struct Pass {
         if (sync_and_halt()) return true;
         gather(sums(index + 1, 0), h.slot_size, product_count(layer));
         team.sync();
-        return algebra.take_rest_apart(products(combined, layer));
+        return algebra.take_rest_apart(layer, products(combined, layer));
     }
 
     // The sweep of refine().
@@ -445,7 +445,7 @@ struct Pass {
     }
 
     // What the reductions of a layer already say; rank 0.
-    void record(std::int64_t index) const {
+    void record(std::int64_t index) {
         const std::int64_t layer = layer_at(index), depth = p.stack.depth;
         const std::int64_t row = replica * (p.updates + (forward() ? 1 : 0)) + k;
         const Records& to = p.records;
@@ -455,7 +455,7 @@ struct Pass {
             std::copy_n(step.xx, batch * batch, kernels + at * batch * batch);
         }
         double* per_layer = forward() ? to.coupling_per_layer : to.backward_coupling_per_layer;
-        if (per_layer && reused()) per_layer[row * depth + layer - 1] = algebra.coupling();
+        if (per_layer && reused()) per_layer[row * depth + layer - 1] = algebra.coupling(layer);
         double* kept = forward() ? to.feature_ranks : to.adjoint_ranks;
         if (kept && keep) {
             kept[(replica * p.updates + k) * depth + layer - 1] =

@@ -18,6 +18,13 @@
 #include <cuda_runtime.h>
 #endif
 
+// Never inlined on the device: for long functions, see NFD_FAST_HD_OUTLINE.
+#if defined(NFD_FAST_EMULATES_CUDA)
+#define NFD_FAST_OUTLINE
+#else
+#define NFD_FAST_OUTLINE __noinline__
+#endif
+
 namespace nfd_fast::cuda {
 
 // CUDA refused or failed.

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstddef>
 
+#include "nfd_fast/config.hpp"
+
 namespace nfd_fast {
 
 // Cuts one allocation into arrays. With a null base it only counts, so that what is allocated and
@@ -12,17 +14,17 @@ class Arena {
   public:
     static constexpr std::size_t kAlignment = 64;
 
-    explicit Arena(unsigned char* base) : base_(base) {}
+    NFD_FAST_HD explicit Arena(unsigned char* base) : base_(base) {}
 
     template <class Element>
-    void take(Element*& pointer, double count) {
+    NFD_FAST_HD void take(Element*& pointer, double count) {
         pointer = base_ && count > 0
                       ? reinterpret_cast<Element*>(base_ + static_cast<std::size_t>(used_))
                       : nullptr;
-        used_ += std::ceil(count * sizeof(Element) / kAlignment) * kAlignment;
+        used_ += ::ceil(count * sizeof(Element) / kAlignment) * kAlignment;
     }
 
-    double used() const { return used_; }
+    NFD_FAST_HD double used() const { return used_; }
 
   private:
     unsigned char* base_;

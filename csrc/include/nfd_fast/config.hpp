@@ -17,7 +17,16 @@
 #define NFD_FAST_HD
 #endif
 
-/// The same, always inlined: a call left standing inside a loop keeps it from being vectorised.
+/// The same, never inlined on the device: for long functions, which would otherwise be compiled
+/// again wherever they are called, for minutes.
+#if defined(__CUDACC__)
+#define NFD_FAST_HD_OUTLINE NFD_FAST_HD __noinline__
+#else
+#define NFD_FAST_HD_OUTLINE
+#endif
+
+/// Callable from both and always inlined: a call left standing inside a loop keeps it from being
+/// vectorised.
 #if defined(__CUDACC__)
 #define NFD_FAST_INLINE NFD_FAST_HD __forceinline__
 #elif defined(_MSC_VER)

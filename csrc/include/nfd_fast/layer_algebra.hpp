@@ -44,7 +44,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "nfd_fast/config.hpp"
 #include "nfd_fast/small_matrix.hpp"
@@ -85,10 +84,17 @@ struct LayerRules {
     bool reused;           // whether W is read in both directions
     bool coupled;          // whether the part of W X along the other side is wanted
     bool learns;           // whether the hidden weights move
+    // Rows of the coefficients in T are filled up to a multiple of this, for whole vectors at a
+    // time. What fills them is arbitrary.
+    std::int64_t padding;
 
     // Of the kernels of a pass; `keep`: whether later passes will ask about its blocks.
     Side side;
     bool keep;
+
+    NFD_FAST_HD std::int64_t padded(std::int64_t count) const {
+        return (count + padding - 1) / padding * padding;
+    }
 };
 
 // The inner products of a block Z and of the noise xi with what a layer remembers, in one run of
@@ -135,10 +141,11 @@ struct Step {
     T* coupling;               // (q, B) beta times the part of W X along the other side
     T *off_basis, *off_block;  // (p, B), (B, B) minus F and minus the transpose of N - 1
 
-    // Cuts the arrays from an arena, for bases of `capacity` columns; what the sweep needs comes
-    // last, from the returned place on.
+    // Cuts the arrays from an arena, for bases of `capacity` columns and rows of the coefficients
+    // in T that are filled up; what the sweep needs comes last, from the returned place on.
     template <class Arena>
-    NFD_FAST_HD double lay_out(Arena& arena, std::int64_t capacity, std::int64_t batch) {
+    NFD_FAST_HD double lay_out(Arena& arena, std::int64_t capacity, std::int64_t batch,
+                               std::int64_t padded_batch) {
         const double columns = static_cast<double>(capacity) * static_cast<double>(batch);
         const double square = static_cast<double>(batch) * static_cast<double>(batch);
         double** const of_columns[] = {&a,    &b, &c,           &s,         &z,
@@ -152,9 +159,10 @@ struct Step {
         arena.take(open, static_cast<double>(batch));
         T** const coefficients[] = {&from_basis, &image_shift, &images,
                                     &other,      &coupling,    &off_basis};
-        for (T** array : coefficients) arena.take(*array, columns);
+        const double row = static_cast<double>(padded_batch);
+        for (T** array : coefficients) arena.take(*array, static_cast<double>(capacity) * row);
         T** const small[] = {&inverse, &noise, &off_block};
-        for (T** array : small) arena.take(*array, square);
+        for (T** array : small) arena.take(*array, static_cast<double>(batch) * row);
         return applied;
     }
 };
@@ -171,24 +179,24 @@ class LayerAlgebra {
     // Takes the block of a layer apart. False if a column is too close to what comes before it;
     // then separate() says what a sweep takes off each column, and take_rest_apart() goes on with
     // what that left.
-    NFD_FAST_HD bool take_apart(std::int64_t layer, Products of_block);
-    NFD_FAST_HD void separate();
-    NFD_FAST_HD bool take_rest_apart(Products of_rest);
+    NFD_FAST_HD_OUTLINE bool take_apart(std::int64_t layer, Products of_block);
+    NFD_FAST_HD_OUTLINE void separate();
+    NFD_FAST_HD_OUTLINE bool take_rest_apart(std::int64_t layer, Products of_rest);
 
     // Then, what the sweep needs to make the new columns and the next features or adjoints.
-    NFD_FAST_HD void answer();
+    NFD_FAST_HD_OUTLINE void answer();
 
     // Mean over neurons and batch of the square of the answer's part along the other side.
-    NFD_FAST_HD double coupling() const;
+    NFD_FAST_HD_OUTLINE double coupling(std::int64_t layer);
 
     // Makes the new columns of the layer part of what it remembers. `measured` has (p, rank) U.u
     // and (rank, rank) u.u of the columns as they are stored, and is overwritten.
-    NFD_FAST_HD void append(std::int64_t layer, double* measured);
+    NFD_FAST_HD_OUTLINE void append(std::int64_t layer, double* measured);
 
     // After append(), in a backward pass: the update of the layer's weights,
     //     D -= step sum_b w_b gamma_b alpha_b^T
     // for the coefficients of the batch's adjoints and features.
-    NFD_FAST_HD void learn(const double* sample_weights, double step);
+    NFD_FAST_HD_OUTLINE void learn(const double* sample_weights, double step);
 
   private:
     // How much of its square a column of a block must keep to be a new direction, as shares of the
@@ -202,12 +210,12 @@ class LayerAlgebra {
     static constexpr double kNew = 1e-8;
     static constexpr double kClearlyNew = 1e-3;
 
-    NFD_FAST_HD bool project(Products of_z);
-    NFD_FAST_HD double smallest_share(std::int64_t j) const;
-    NFD_FAST_HD void directions();
-    NFD_FAST_HD void new_images();
-    NFD_FAST_HD void compose();
-    NFD_FAST_HD void round_coefficients();
+    NFD_FAST_HD_OUTLINE bool project(Products of_z);
+    NFD_FAST_HD_OUTLINE double smallest_share(std::int64_t j) const;
+    NFD_FAST_HD_OUTLINE void directions();
+    NFD_FAST_HD_OUTLINE void new_images();
+    NFD_FAST_HD_OUTLINE void compose();
+    NFD_FAST_HD_OUTLINE void round_coefficients();
 
     NFD_FAST_HD bool forward() const { return rules_.side == kFeatures; }
     NFD_FAST_HD Side side() const { return rules_.side; }
@@ -223,6 +231,14 @@ class LayerAlgebra {
     template <class From, class To>
     NFD_FAST_HD void copy(const From* from, std::int64_t count, To* to) const {
         crew_.each(count, [=](std::int64_t i) { to[i] = static_cast<To>(from[i]); });
+    }
+    // The first `columns` of rows that are so far apart.
+    template <class From, class To>
+    NFD_FAST_HD void copy_rows(std::int64_t rows, std::int64_t columns, const From* from,
+                               std::int64_t from_stride, To* to, std::int64_t to_stride) const {
+        crew_.each(rows, columns, [=](std::int64_t i, std::int64_t j) {
+            to[i * to_stride + j] = static_cast<To>(from[i * from_stride + j]);
+        });
     }
     template <class Number>
     NFD_FAST_HD void fill(Number* to, std::int64_t count, Number value) const {
@@ -243,7 +259,7 @@ class LayerAlgebra {
 };
 
 template <class T, class Crew>
-NFD_FAST_HD bool LayerAlgebra<T, Crew>::take_apart(std::int64_t layer, Products of_block) {
+NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_apart(std::int64_t layer, Products of_block) {
     layer_ = layer;
     crew_.alone([&] {
         step_.p = memory_.ranks[side()][layer - 1];
@@ -258,7 +274,9 @@ NFD_FAST_HD bool LayerAlgebra<T, Crew>::take_apart(std::int64_t layer, Products 
 }
 
 template <class T, class Crew>
-NFD_FAST_HD bool LayerAlgebra<T, Crew>::take_rest_apart(Products of_rest) {
+NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_rest_apart(std::int64_t layer,
+                                                                Products of_rest) {
+    layer_ = layer;
     crew_.alone([&] { step_.refined = true; });
     copy(of_rest.s, step_.q * batch_, step_.s);
     return project(of_rest);
@@ -268,7 +286,7 @@ NFD_FAST_HD bool LayerAlgebra<T, Crew>::take_rest_apart(Products of_rest) {
 // the columns; returns whether every column is settled. Every member decides for itself, from the
 // same numbers.
 template <class T, class Crew>
-NFD_FAST_HD bool LayerAlgebra<T, Crew>::project(Products of_z) {
+NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
     const std::int64_t p = step_.p;
     const Small r = of_layer(memory_.factor[side()]);
     const Small c{step_.c, batch_}, e{step_.e, batch_};
@@ -285,10 +303,9 @@ NFD_FAST_HD bool LayerAlgebra<T, Crew>::project(Products of_z) {
     const double share = rules_.tolerance * rules_.tolerance;
     // What is not stored need not be well conditioned.
     const double clearly = rules_.keep ? kClearlyNew : kNew;
-    // Squared: far from where the inverse of a direction's length overflows in T, and from where a
-    // square loses digits in float64.
-    constexpr double shortest = 16.0 * static_cast<double>(std::numeric_limits<T>::min());
-    constexpr double tiny = shortest * shortest > 1e-290 ? shortest * shortest : 1e-290;
+    // Squared: 16 times the smallest normal float, far from where the inverse of a direction's
+    // length overflows; in double, far from where a square loses digits.
+    constexpr double tiny = sizeof(T) == sizeof(float) ? 0x1p-244 : 1e-290;
     bool settled = true;
     std::int64_t rank = 0;
     for (std::int64_t j = 0; j < batch_; ++j) {
@@ -340,7 +357,7 @@ NFD_FAST_HD bool LayerAlgebra<T, Crew>::project(Products of_z) {
 // The square of a column of Z below which, times a share, nothing depends on it: it may stand for
 // more of another column of X than of its own, by the square of its factor in M.
 template <class T, class Crew>
-NFD_FAST_HD double LayerAlgebra<T, Crew>::smallest_share(std::int64_t j) const {
+NFD_FAST_HD_OUTLINE double LayerAlgebra<T, Crew>::smallest_share(std::int64_t j) const {
     double smallest = step_.xx[j * batch_ + j];
     for (std::int64_t k = 0; k < batch_ && step_.refined; ++k) {
         const double factor = step_.m[j * batch_ + k];
@@ -354,8 +371,9 @@ NFD_FAST_HD double LayerAlgebra<T, Crew>::smallest_share(std::int64_t j) const {
 // directions among the columns before it, one column after the other, so that what is taken off is
 // never longer than the column.
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::separate() {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::separate() {
     const std::int64_t p = step_.p, square = batch_ * batch_;
+    const std::int64_t row = rules_.padded(batch_);
     const Small t{step_.t, batch_}, m{step_.m, batch_};
     const auto identity = [&](Small a) {
         crew_.each(batch_, batch_,
@@ -368,17 +386,17 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::separate() {
     // Z = Z' N + U F, with the rounded coefficients: X = U (A + F M) + Z' (N M).
     const Small f{step_.c, batch_}, unit{step_.work, batch_};
     identity(unit);
-    fill(step_.off_block, square, T(0));
+    fill(step_.off_block, batch_ * row, T(0));
     crew_.each(p, batch_, [&](std::int64_t i, std::int64_t j) {
         const T rounded = step_.open[j] ? static_cast<T>(f(i, j)) : T(0);
-        step_.off_basis[i * batch_ + j] = -rounded;
+        step_.off_basis[i * row + j] = -rounded;
         f(i, j) = static_cast<double>(rounded);
     });
     crew_.each(step_.rank, batch_, [&](std::int64_t i, std::int64_t j) {
         const std::int64_t at = step_.pivot[i];
         if (!step_.open[j] || at >= j) return;
         const T rounded = static_cast<T>(t(i, j) / t(i, at));
-        step_.off_block[j * batch_ + at] = -rounded;
+        step_.off_block[j * row + at] = -rounded;
         unit(at, j) = static_cast<double>(rounded);
     });
     crew_.multiply(Transpose::no, p, batch_, batch_, 1.0, f, m, true, Small{step_.a, batch_});
@@ -388,7 +406,7 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::separate() {
 }
 
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::answer() {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::answer() {
     directions();
     new_images();
     if (step_.refined) compose();
@@ -397,8 +415,8 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::answer() {
 
 // The new directions u = (Z - U c) T^-1, as the sweep makes them.
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::directions() {
-    const std::int64_t rank = step_.rank;
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::directions() {
+    const std::int64_t rank = step_.rank, row = rules_.padded(rank);
     const Small t{step_.t, batch_};
     const Small inverse{step_.e, batch_};  // which has served: T^-1 at the pivots
     const Small triangle{step_.work, batch_};
@@ -408,17 +426,17 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::directions() {
     });
     crew_.solve(Transpose::no, rank, rank, triangle, inverse);
     crew_.each(rank, rank, [&](std::int64_t i, std::int64_t j) {
-        step_.inverse[i * rank + j] = static_cast<T>(inverse(i, j));
+        step_.inverse[i * row + j] = static_cast<T>(inverse(i, j));
     });
     crew_.each(step_.p, rank, [&](std::int64_t i, std::int64_t j) {
-        step_.from_basis[i * rank + j] = static_cast<T>(-step_.c[i * batch_ + step_.pivot[j]]);
+        step_.from_basis[i * row + j] = static_cast<T>(-step_.c[i * batch_ + step_.pivot[j]]);
     });
 }
 
 // What is known of the images of the new directions.
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::new_images() {
-    const std::int64_t p = step_.p, q = step_.q, rank = step_.rank;
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::new_images() {
+    const std::int64_t p = step_.p, q = step_.q, rank = step_.rank, row = rules_.padded(rank);
     if (!rules_.reused || q == 0) return;
     // Other images.u = (s - cross c) T^-1, exactly and for the rounded u.
     const Small cross = of_layer(memory_.cross[side()]);
@@ -436,8 +454,8 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::new_images() {
     });
     const Small inverse{step_.e, batch_};        // of directions()
     products(-1.0, inverse, step_.other_cross);  // until it is turned into t below
-    copy(step_.from_basis, p * rank, along.data);
-    copy(step_.inverse, rank * rank, scaled.data);
+    copy_rows(p, rank, step_.from_basis, row, along.data, rank);
+    copy_rows(rank, rank, step_.inverse, row, scaled.data, rank);
     products(1.0, scaled, step_.new_cross);
     // t = Q.(W u) = Gamma^T (other images.u), for W^T Q = S Gamma.
     const Small seen{step_.seen, rank};
@@ -450,10 +468,10 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::new_images() {
         shift(i, j) = seen(i, j) - step_.z[i * batch_ + step_.pivot[j]];
     });
     solve_gram(q, rank, r, shift);
-    copy(step_.k, q * rank, step_.image_shift);
+    copy_rows(q, rank, step_.k, rank, step_.image_shift, row);
     // Q.v = Q.xi + (Q.Q) k for the image as it is stored.
     const Small rounded{step_.work, rank}, half{step_.gram_solved, rank};
-    copy(step_.image_shift, q * rank, rounded.data);
+    copy_rows(q, rank, step_.image_shift, row, rounded.data, rank);
     crew_.multiply(Transpose::no, q, rank, q, 1.0, r, rounded, false, half);
     crew_.multiply(Transpose::yes, q, rank, q, 1.0, r, half, false, Small{step_.other_cross, rank});
     crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
@@ -466,7 +484,7 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::new_images() {
 
 // Coefficients of X from those of Z: c <- A + c M, T <- T M.
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::compose() {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::compose() {
     const std::int64_t p = step_.p, rank = step_.rank;
     const Small m{step_.m, batch_}, work{step_.work, batch_};
     crew_.multiply(Transpose::no, rank, batch_, batch_, 1.0, Small{step_.t, batch_}, m, false,
@@ -478,19 +496,20 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::compose() {
 
 // W X = V (Gamma c) + xi T + Q (k T + D U.X), with beta, in T.
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::round_coefficients() {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::round_coefficients() {
     // A forward pass adds its increment to the features itself; a backward pass multiplies by phi'
     // first and takes beta along there.
     const double beta = forward() ? rules_.branch_factor : 1.0;
     const std::int64_t rank = step_.rank, p = step_.p, q = step_.q;
+    const std::int64_t row = rules_.padded(batch_);
     const Small work{step_.work, batch_}, t{step_.t, batch_};
     const Small c{step_.c, batch_}, b{step_.b, batch_};
     const Small gamma = of_layer(memory_.gamma[side()]);
     crew_.multiply(Transpose::no, p, batch_, p, beta, gamma, c, false, work);
-    copy(step_.work, p * batch_, step_.images);
-    fill(step_.noise, batch_ * batch_, T(0));
+    copy_rows(p, batch_, step_.work, batch_, step_.images, row);
+    fill(step_.noise, batch_ * row, T(0));
     crew_.each(rank, batch_, [&](std::int64_t i, std::int64_t j) {
-        step_.noise[step_.pivot[i] * batch_ + j] = static_cast<T>(beta * t(i, j));
+        step_.noise[step_.pivot[i] * row + j] = static_cast<T>(beta * t(i, j));
     });
     crew_.alone(
         [&] { step_.uses_other = q > 0 && (rules_.learns || (rules_.reused && rank > 0)); });
@@ -502,20 +521,21 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::round_coefficients() {
     }
     crew_.multiply(forward() ? Transpose::no : Transpose::yes, q, batch_, p, beta,
                    of_layer(memory_.learned), b, true, work);
-    copy(step_.work, q * batch_, step_.other);
+    copy_rows(q, batch_, step_.work, batch_, step_.other, row);
     if (!rules_.coupled) return;
     crew_.multiply(Transpose::no, q, batch_, p, rules_.branch_factor,
                    of_layer(memory_.along_other[side()]), c, false, work);
     crew_.multiply(Transpose::no, q, batch_, rank, rules_.branch_factor,
                    Small{step_.gram_solved, rank}, t, true, work);
-    copy(step_.work, q * batch_, step_.coupling);
+    copy_rows(q, batch_, step_.work, batch_, step_.coupling, row);
 }
 
 // Mean over neurons and batch of the square of Q times the coupling's coefficients.
 template <class T, class Crew>
-NFD_FAST_HD double LayerAlgebra<T, Crew>::coupling() const {
+NFD_FAST_HD_OUTLINE double LayerAlgebra<T, Crew>::coupling(std::int64_t layer) {
+    layer_ = layer;
     const std::int64_t q = step_.q;
-    copy(step_.coupling, q * batch_, step_.work);  // both have served
+    copy_rows(q, batch_, step_.coupling, rules_.padded(batch_), step_.work, batch_);  // have served
     crew_.multiply(Transpose::no, q, batch_, q, 1.0, of_layer(memory_.factor[other()]),
                    Small{step_.work, batch_}, false, Small{step_.k, batch_});
     const double sum =
@@ -524,7 +544,7 @@ NFD_FAST_HD double LayerAlgebra<T, Crew>::coupling() const {
 }
 
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::append(std::int64_t layer, double* measured) {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::append(std::int64_t layer, double* measured) {
     layer_ = layer;
     const std::int64_t p = step_.p, q = step_.q, rank = step_.rank;
     const Small lean{measured, rank};            // (p, rank) U.u
@@ -572,7 +592,7 @@ NFD_FAST_HD void LayerAlgebra<T, Crew>::append(std::int64_t layer, double* measu
 }
 
 template <class T, class Crew>
-NFD_FAST_HD void LayerAlgebra<T, Crew>::learn(const double* sample_weights, double step) {
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::learn(const double* sample_weights, double step) {
     if (step == 0) return;
     const Small of_adjoints = coefficients(kAdjoints), of_features = coefficients(kFeatures);
     const std::int64_t rows = memory_.ranks[kAdjoints][layer_ - 1];

@@ -43,7 +43,8 @@ struct NoiseAddress {
 };
 
 // `layer` counts fine layers from 1, at most 2^24; input, readout and data use layer 1.
-constexpr NoiseAddress noise_address(std::uint64_t seed, Stream stream, std::int64_t layer) {
+NFD_FAST_HD constexpr NoiseAddress noise_address(std::uint64_t seed, Stream stream,
+                                                 std::int64_t layer) {
     return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32),
             (static_cast<std::uint32_t>(stream) << 24) | static_cast<std::uint32_t>(layer - 1)};
 }

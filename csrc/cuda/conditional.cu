@@ -1,0 +1,1153 @@
+// The conditional engine on a GPU: layer_algebra.hpp's representation, passes over the neurons.
+//
+// One launch is one pass over all layers, forward or backward, of all replicas in flight. The
+// blocks of a replica share its neurons out in chunks of tiles, which depend on the width alone: so
+// do the sums, and their bits. Per layer each neuron is visited once: the update of a layer and the
+// reductions for the next share a visit, as on the processor. In between, when all blocks have
+// arrived, the replica's first block (the leader) adds the sums up, does the algebra and publishes
+// what the next sweep needs; the others wait for that alone, so that a layer has one meeting and
+// not two. Meanwhile the second block (the archivist) makes the columns of the layer before part of
+// what that layer remembers, which nobody needs until the next pass.
+//
+// A tile has its columns one after the other. In a sweep a thread takes a neuron and walks over the
+// columns. In a reduction a warp takes four columns and walks over the neurons, with the block that
+// they are compared with staged in float64 in shared memory: sixteen products for eight numbers
+// read, and each sum is made by one warp.
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/crew.hpp"
+#include "cuda/engine.hpp"
+#include "cuda/replicas.hpp"
+#include "nfd_fast/activations.hpp"
+#include "nfd_fast/layer_algebra.hpp"
+#include "nfd_fast/normal.hpp"
+#include "nfd_fast/philox.hpp"
+#include "training/arena.hpp"
+
+namespace nfd_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+// Of a replica. As many as fit twice on the 132 multiprocessors of a Hopper card; on others the
+// blocks take several chunks, or fewer blocks are used, and the bits are the same.
+constexpr std::int64_t kMostChunks = 264;
+
+// Neurons per tile: a thread each on wide layers; narrow ones are spread over more blocks.
+constexpr std::int64_t kTile = 256, kNarrowTile = 128;
+constexpr std::int64_t kWide = kTile * kMostChunks / 4;
+
+// Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
+constexpr int kMostHeld = 8;
+
+// The most shared memory for a layer's small matrices: with what is staged, two blocks fit.
+constexpr double kMostStepBytes = 65536;
+
+// From how many numbers of a block's coefficients on a whole block works faster than its warp.
+constexpr std::int64_t kBlockCrewFrom = 768;
+
+// A round leaves 1e-4 of what a column shares with those before it, as on the processor.
+constexpr int kMostRounds = 32;
+
+// How many layers pass between questions to the host: each takes about as long as a short layer.
+constexpr std::int64_t kHaltEvery = 16;
+
+enum Command : int { kSweep, kRefine, kStop };
+
+// What the leader publishes beside the arrays of a Step.
+struct Head {
+    std::int64_t p, q, rank;
+    bool refined, uses_other;
+    int command;
+};
+
+// The meeting place of a replica's blocks.
+struct alignas(128) Meeting {
+    unsigned arrived;
+    alignas(64) unsigned published;
+};
+
+// Everything a pass is given. Arrays have the replicas in flight as leading axis.
+template <class T>
+struct Pass {
+    LayerStack stack;
+    LayerRules rules;
+    LayerMemory memory;  // of the first replica
+    T* basis[2];         // (replicas, L, tiles, capacity, tile) per side
+    T* images[2];        // the same
+    std::int64_t tile_width, tiles, tiles_per_chunk, chunks;
+    int members;  // blocks of a replica
+
+    std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
+    const std::uint64_t* seeds;
+    T* features;
+    T* adjoints;
+    std::int64_t adjoint_layers;  // 2 or L+1
+    const double* weights;        // (replicas, B)
+    double step;                  // of the update; 0 if the weights don't move
+
+    T* noise;          // (replicas, tiles, B, tile) of the layer that comes next
+    T* block;          // (replicas, tiles, B, tile) what the layer is asked about, or Z
+    T* accumulated;    // (replicas, tiles, B, tile) sum of the coupling over layers
+    double* sums;      // (replicas, 2, chunks, slot)
+    double* measured;  // (replicas, 2, chunks, measure)
+    double* combined;  // (replicas, 2, slot) where it is not in shared memory
+    std::int64_t slot_size, measure_size;
+    unsigned char* steps;              // (replicas, 2) published by turns
+    std::int64_t step_bytes, applied;  // of one; where what a sweep needs begins
+    bool step_shared;                  // whether blocks keep a copy in shared memory
+    Head* heads;                       // (replicas, 2)
+    Meeting* meetings;                 // (replicas)
+
+    int* bad_step;
+    const unsigned* halt;
+    double* kernels;  // of phi(H_{l-1}) (replicas, L, B, B), or of G_l (replicas, L+1, B, B)
+    double* ranks;
+    double* coupling_per_layer;
+    double* coupling_accumulated;
+};
+
+template <class T>
+__device__ NFD_FAST_OUTLINE T activated(int activation, T x) {
+    switch (static_cast<Activation>(activation)) {
+#define NFD_FAST_CASE(name, formula) \
+    case Activation::name:           \
+        return activation::name::value(x);
+        NFD_FAST_ACTIVATIONS(NFD_FAST_CASE)
+#undef NFD_FAST_CASE
+    }
+    return x;
+}
+
+template <class T>
+__device__ NFD_FAST_OUTLINE T differentiated(int activation, T x) {
+    switch (static_cast<Activation>(activation)) {
+#define NFD_FAST_CASE(name, formula) \
+    case Activation::name:           \
+        return activation::name::derivative(x);
+        NFD_FAST_ACTIVATIONS(NFD_FAST_CASE)
+#undef NFD_FAST_CASE
+    }
+    return x;
+}
+
+// Brings memory near, all at once: the algebra would wait for one line after the other.
+__device__ inline void touch(const void* from, std::int64_t bytes) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    (void)from, (void)bytes;
+#else
+    for (std::int64_t at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128) {
+        asm volatile("{ .reg .u32 near; ld.global.ca.u32 near, [%0]; }" ::"l"(
+            static_cast<const char*>(from) + at));
+    }
+#endif
+}
+
+// N numbers of a row of coefficients, which begins at a multiple of as many and is aligned.
+template <int N, class T>
+__device__ inline void load_row(const T* row, T (&value)[N]) {
+    constexpr int per_load = N * sizeof(T) < 16 ? N : 16 / sizeof(T);
+    struct alignas(per_load * sizeof(T)) Piece {
+        T number[per_load];
+    };
+#pragma unroll
+    for (int i = 0; i < N; i += per_load) {
+        const Piece piece = *reinterpret_cast<const Piece*>(row + i);
+#pragma unroll
+        for (int m = 0; m < per_load; ++m) value[i + m] = piece.number[m];
+    }
+}
+
+// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile.
+template <int N, class T>
+__device__ inline void combine(const T* column, std::int64_t apart, std::int64_t count,
+                               const T* coefficients, std::int64_t stride, T (&sum)[N]) {
+#pragma unroll 4
+    for (int i = 0; i < static_cast<int>(count); ++i) {
+        const T value = column[i * apart];
+        T factor[N];
+        load_row<N>(coefficients + i * stride, factor);
+#pragma unroll
+        for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value, factor[b], sum[b]);
+    }
+}
+
+// One block of a pass.
+template <class T, int N>
+class Sweeper {
+  public:
+    __device__ explicit Sweeper(const Pass<T>& pass)
+        : p_(pass),
+          replica_(blockIdx.x / static_cast<unsigned>(pass.members)),
+          member_(static_cast<int>(blockIdx.x % static_cast<unsigned>(pass.members))),
+          side_(pass.rules.side),
+          batch_(pass.stack.batch),
+          n_(pass.stack.width),
+          tile_(pass.tile_width),
+          row_(pass.rules.padded(batch_)),
+          stored_(batch_ > N) {
+        auto* shared = shared_memory<unsigned char>();
+        const auto take = [&shared](std::int64_t bytes) {
+            unsigned char* taken = shared;
+            shared += (bytes + 63) / 64 * 64;
+            return taken;
+        };
+        right_ = reinterpret_cast<double*>(take(N * tile_ * 8));
+        right_noise_ = reinterpret_cast<double*>(take(N * tile_ * 8));
+        scratch_ = reinterpret_cast<double*>(take(kWarps * 8));
+        step_ = reinterpret_cast<Step<T>*>(take(sizeof(Step<T>)));
+        memory_ = reinterpret_cast<LayerMemory*>(take(sizeof(LayerMemory)));
+        head_ = reinterpret_cast<Head*>(take(sizeof(Head)));
+        if (p_.step_shared) {
+            region_ = take(p_.step_bytes);
+            combined_ = reinterpret_cast<double*>(take(p_.slot_size * 8));
+        } else {
+            combined_ = p_.combined + (replica_ * 2 + (member_ == 0 ? 0 : 1)) * p_.slot_size;
+        }
+        if (threadIdx.x == 0) {
+            *memory_ = of_replica();
+            if (p_.step_shared) lay_out(region_);
+        }
+        __syncthreads();
+    }
+
+    static std::int64_t shared_bytes(const Pass<T>& p) {
+        const auto rounded = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        std::int64_t bytes = 2 * rounded(N * p.tile_width * 8) + rounded(kWarps * 8) +
+                             rounded(sizeof(Step<T>)) + rounded(sizeof(LayerMemory)) +
+                             rounded(sizeof(Head));
+        if (p.step_shared) bytes += rounded(p.step_bytes) + rounded(p.slot_size * 8);
+        return bytes;
+    }
+
+    __device__ void run() {
+        // Set before the launch, or by none before all have arrived once.
+        if (p_.bad_step[replica_] != kNoBadStep) return;
+        const std::int64_t depth = p_.stack.depth;
+        for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
+            if (coupled()) clear_accumulated(tile);
+            reduce(0, chunk, tile, first);
+        });
+        for (std::int64_t index = 0; index < depth; ++index) {
+            if (!prepare(index)) return;
+            if (leader()) record(index);
+            for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
+                update(index, chunk, tile, first);
+                if (index + 1 < depth) reduce(index + 1, chunk, tile, first);
+            });
+        }
+        if (coupled() && p_.coupling_accumulated) square_accumulated();
+        arrive();
+        if (archivist()) {
+            wait_for_all();
+            if (p_.rules.keep) append(depth - 1);
+            if (coupled() && p_.coupling_accumulated) finish_coupling();
+        }
+    }
+
+  private:
+    __device__ bool forward() const { return side_ == kFeatures; }
+    __device__ Side other() const { return opposite(side_); }
+    __device__ bool reused() const { return p_.rules.reused; }
+    __device__ bool coupled() const { return p_.rules.coupled; }
+    __device__ bool leader() const { return member_ == 0; }
+    __device__ bool archivist() const { return member_ == (p_.members > 1 ? 1 : 0); }
+    __device__ std::int64_t layer_at(std::int64_t index) const {
+        return forward() ? index + 1 : p_.stack.depth - index;
+    }
+    __device__ std::int64_t rank(Side side, std::int64_t layer) const {
+        return memory_->ranks[side][layer - 1];
+    }
+
+    // --- Where things are ---
+
+    __device__ LayerMemory of_replica() const {
+        LayerMemory m = p_.memory;
+        const std::int64_t squares = p_.stack.depth * m.capacity * m.capacity * replica_;
+        for (int side = 0; side < 2; ++side) {
+            m.factor[side] += squares;
+            m.gamma[side] += squares;
+            if (m.cross[side]) m.cross[side] += squares;
+            if (m.along_other[side]) m.along_other[side] += squares;
+            m.ranks[side] += p_.stack.depth * replica_;
+        }
+        m.learned += squares;
+        m.features += p_.stack.depth * m.capacity * batch_ * replica_;
+        return m;
+    }
+    __device__ void lay_out(unsigned char* region) const {
+        Arena arena(region);
+        step_->lay_out(arena, memory_->capacity, batch_, row_);
+    }
+    __device__ T* tile_of(T* array, std::int64_t layer, std::int64_t tile) const {
+        return array + ((replica_ * p_.stack.depth + layer - 1) * p_.tiles + tile) *
+                           memory_->capacity * tile_;
+    }
+    // Of the arrays (replicas, tiles, B, tile).
+    __device__ T* block_of(T* array, std::int64_t tile) const {
+        return array + (replica_ * p_.tiles + tile) * batch_ * tile_;
+    }
+    __device__ T* features(std::int64_t layer) const {
+        return p_.features + (replica_ * (p_.stack.depth + 1) + layer) * p_.stack.layer_size();
+    }
+    __device__ T* adjoints(std::int64_t layer) const {
+        const std::int64_t at = p_.adjoint_layers == 2 ? layer % 2 : layer;
+        return p_.adjoints + (replica_ * p_.adjoint_layers + at) * p_.stack.layer_size();
+    }
+    __device__ double* sums(std::int64_t index, std::int64_t chunk) const {
+        return p_.sums + ((replica_ * 2 + index % 2) * p_.chunks + chunk) * p_.slot_size;
+    }
+    __device__ double* measured(std::int64_t index, std::int64_t chunk) const {
+        return p_.measured + ((replica_ * 2 + index % 2) * p_.chunks + chunk) * p_.measure_size;
+    }
+    __device__ Products products_of(double* data, std::int64_t layer) const {
+        return {data, rank(side_, layer), rank(other(), layer), batch_};
+    }
+    __device__ std::int64_t product_count(std::int64_t layer) const {
+        return Products::count(rank(side_, layer), rank(other(), layer), batch_);
+    }
+    __device__ Head& published_head(std::int64_t index) const {
+        return p_.heads[replica_ * 2 + index % 2];
+    }
+    __device__ unsigned char* published_step(std::int64_t index) const {
+        return p_.steps + (replica_ * 2 + index % 2) * p_.step_bytes;
+    }
+
+    template <class F>
+    __device__ void for_tiles(F f) const {
+        for (std::int64_t chunk = member_; chunk < p_.chunks; chunk += p_.members) {
+            const std::int64_t start = chunk * p_.tiles_per_chunk;
+            const std::int64_t end =
+                start + p_.tiles_per_chunk < p_.tiles ? start + p_.tiles_per_chunk : p_.tiles;
+            for (std::int64_t tile = start; tile < end; ++tile) f(chunk, tile, tile == start);
+        }
+    }
+    // Calls f(i, neuron, there) for this thread's places in a tile; beyond the width is nothing.
+    template <class F>
+    __device__ void for_neurons(std::int64_t tile, F f) const {
+        for (std::int64_t i = threadIdx.x; i < tile_; i += kThreads) {
+            const std::int64_t neuron = tile * tile_ + i;
+            f(i, neuron, neuron < n_);
+        }
+    }
+
+    // --- Meetings ---
+
+    // Whether a count, which may have come round to zero, has still to reach another. Those who are
+    // ahead may have passed it.
+    __device__ static bool before(unsigned count, unsigned other) {
+        return static_cast<int>(count - other) < 0;
+    }
+    __device__ Meeting& meeting() const { return p_.meetings[replica_]; }
+
+    // Says that this block has done its share.
+    __device__ void arrive() {
+        __syncthreads();
+        ++phase_;
+        if (threadIdx.x == 0) {
+            __threadfence();
+            add_release(&meeting().arrived);
+        }
+    }
+    __device__ void wait_for_all() const {
+        if (threadIdx.x == 0) {
+            const unsigned all = phase_ * static_cast<unsigned>(p_.members);
+            while (before(load_acquire(&meeting().arrived), all)) pause();
+            __threadfence();
+        }
+        __syncthreads();
+    }
+    __device__ void publish(std::int64_t index, int command) {
+        if (p_.step_shared) copy_bytes(region_, p_.step_bytes, published_step(index));
+        if (threadIdx.x == 0) {
+            *head_ = {step_->p, step_->q, step_->rank, step_->refined, step_->uses_other, command};
+            published_head(index) = *head_;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            store_release(&meeting().published, phase_);
+        }
+        __syncthreads();
+    }
+    __device__ void wait_for_leader() const {
+        if (threadIdx.x == 0) {
+            while (before(load_acquire(&meeting().published), phase_)) pause();
+            __threadfence();
+        }
+        __syncthreads();
+    }
+    __device__ static void copy_bytes(const unsigned char* from, std::int64_t bytes,
+                                      unsigned char* to) {
+        struct alignas(16) Piece {
+            std::uint64_t number[2];
+        };
+        const auto* source = reinterpret_cast<const Piece*>(from);
+        auto* target = reinterpret_cast<Piece*>(to);
+        for (std::int64_t i = threadIdx.x; i < bytes / 16; i += kThreads) target[i] = source[i];
+    }
+    // Takes over what was published of a layer, from byte `from` of the arrays on.
+    __device__ void take_over(std::int64_t index, std::int64_t from) const {
+        unsigned char* published = published_step(index);
+        if (p_.step_shared) {
+            copy_bytes(published + from, p_.step_bytes - from, region_ + from);
+        } else if (threadIdx.x == 0) {
+            lay_out(published);
+        }
+        if (threadIdx.x == 0) {
+            *head_ = published_head(index);
+            step_->p = head_->p;
+            step_->q = head_->q;
+            step_->rank = head_->rank;
+            step_->refined = head_->refined;
+            step_->uses_other = head_->uses_other;
+        }
+        __syncthreads();
+    }
+
+    // --- Algebra ---
+
+    __device__ Crew crew() const {
+        const bool large = memory_->capacity * batch_ >= kBlockCrewFrom;
+        return Crew(large ? kThreads : kWarp, scratch_);
+    }
+    // Calls f(algebra) by all who take part in it.
+    template <class F>
+    __device__ void with_algebra(F f) const {
+        const bool large = memory_->capacity * batch_ >= kBlockCrewFrom;
+        if (large || threadIdx.x < kWarp) {
+            LayerAlgebra<T, Crew> algebra{*memory_, p_.rules, crew(), *step_};
+            f(algebra);
+        }
+        __syncthreads();
+    }
+    __device__ void touch_layer(std::int64_t layer) const {
+        const auto near = [&](double* array) {
+            const std::int64_t capacity = memory_->capacity;
+            if (array) {
+                touch(array + (layer - 1) * capacity * capacity,
+                      capacity * capacity * static_cast<std::int64_t>(sizeof(double)));
+            }
+        };
+        if (memory_->capacity * memory_->capacity * 8 > 16384) return;
+        for (int side = 0; side < 2; ++side) {
+            near(memory_->factor[side]);
+            near(memory_->gamma[side]);
+        }
+        near(memory_->cross[side_]);
+        near(memory_->along_other[side_]);
+        near(memory_->learned);
+    }
+
+    // Adds up the sums of all chunks, in increasing order, and divides by n.
+    __device__ void gather(const double* first, std::int64_t apart, std::int64_t count) const {
+        for (std::int64_t i = threadIdx.x; i < count; i += kThreads) {
+            double sum = 0;
+#pragma unroll 16
+            for (std::int64_t chunk = 0; chunk < p_.chunks; ++chunk)
+                sum += first[chunk * apart + i];
+            combined_[i] = sum / static_cast<double>(n_);
+        }
+        __syncthreads();
+    }
+
+    // Brings a layer to where it can be swept: false if the run is to stop.
+    __device__ NFD_FAST_OUTLINE bool prepare(std::int64_t index) {
+        const std::int64_t layer = layer_at(index);
+        bool settled = false;
+        for (int round = 0;; ++round) {
+            arrive();
+            if (archivist() && round == 0 && index > 0 && p_.rules.keep) {
+                wait_for_all();
+                append(index - 1);
+            }
+            if (leader()) {
+                wait_for_all();
+                if (round == 0) touch_layer(layer);
+                gather(sums(index + (round > 0 ? 1 : 0), 0), p_.slot_size, product_count(layer));
+                if (!p_.step_shared) {
+                    if (threadIdx.x == 0) lay_out(published_step(index));
+                    __syncthreads();
+                }
+                bool* const outcome = reinterpret_cast<bool*>(scratch_);
+                with_algebra([&](auto& algebra) {
+                    const Products found = products_of(combined_, layer);
+                    bool done = false;
+                    if (round == 0) {
+                        done = algebra.take_apart(layer, found);
+                    } else {
+                        done = algebra.take_rest_apart(layer, found);
+                    }
+                    const bool last = round == kMostRounds;
+                    if (done || last) {
+                        algebra.answer();
+                    } else {
+                        algebra.separate();
+                    }
+                    if (threadIdx.x == 0) *outcome = done;
+                });
+                settled = *outcome;
+                // Never seen; but no answer rather than a wrong one.
+                if (threadIdx.x == 0 && !settled && round == kMostRounds) report(index + 1);
+                const bool stop = asked_to_stop(index);
+                publish(index, stop ? kStop : settled || round == kMostRounds ? kSweep : kRefine);
+            } else {
+                wait_for_leader();
+                take_over(index, p_.applied);
+            }
+            if (head_->command == kStop) return false;
+            if (head_->command == kSweep) return true;
+            for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
+                subtract(index, chunk, tile, first);
+            });
+        }
+    }
+
+    __device__ bool asked_to_stop(std::int64_t index) const {
+        if (index % kHaltEvery != 0) return false;
+        int* const answer = reinterpret_cast<int*>(scratch_) + 4;
+        if (threadIdx.x == 0) *answer = *static_cast<const volatile unsigned*>(p_.halt) != 0;
+        __syncthreads();
+        return *answer != 0;
+    }
+
+    __device__ void report(std::int64_t step) const {
+        atomicMin(&p_.bad_step[replica_], static_cast<int>(step));
+    }
+
+    // Makes the new columns of a layer part of what is known.
+    __device__ NFD_FAST_OUTLINE void append(std::int64_t index) const {
+        const std::int64_t layer = layer_at(index);
+        take_over(index, 0);
+        touch_layer(layer);
+        gather(measured(index, 0), p_.measure_size, (step_->p + step_->rank) * step_->rank);
+        with_algebra([&](auto& algebra) {
+            algebra.append(layer, combined_);
+            if (!forward()) algebra.learn(p_.weights + replica_ * batch_, p_.step);
+        });
+    }
+
+    // What the reductions of a layer already say.
+    __device__ NFD_FAST_OUTLINE void record(std::int64_t index) const {
+        const std::int64_t layer = layer_at(index), depth = p_.stack.depth;
+        if (p_.kernels) {
+            const std::int64_t at =
+                forward() ? replica_ * depth + layer - 1 : replica_ * (depth + 1) + layer;
+            double* to = p_.kernels + at * batch_ * batch_;
+            for (std::int64_t i = threadIdx.x; i < batch_ * batch_; i += kThreads) {
+                to[i] = step_->xx[i];
+            }
+        }
+        if (p_.ranks && p_.rules.keep && threadIdx.x == 0) {
+            p_.ranks[replica_ * depth + layer - 1] = static_cast<double>(step_->p + step_->rank);
+        }
+        if (!p_.coupling_per_layer || !coupled()) return;
+        with_algebra([&](auto& algebra) {
+            const double square = algebra.coupling(layer);
+            if (threadIdx.x == 0) p_.coupling_per_layer[replica_ * depth + layer - 1] = square;
+        });
+    }
+
+    // --- Sweeps ---
+
+    // An entry of the block that a layer is asked about: phi(H_{l-1}) or G_l.
+    __device__ T asked(std::int64_t layer, std::int64_t b, std::int64_t neuron) const {
+        if (!forward()) return adjoints(layer)[b * n_ + neuron];
+        return activated(p_.stack.activation, features(layer - 1)[b * n_ + neuron]);
+    }
+    // The same of the block Z in whose columns the new directions are.
+    __device__ T residual(std::int64_t layer, std::int64_t tile, std::int64_t b, std::int64_t i,
+                          std::int64_t neuron, bool there) const {
+        if (stored_ || step_->refined) return block_of(p_.block, tile)[b * tile_ + i];
+        return there ? asked(layer, b, neuron) : T(0);
+    }
+
+    // sums[j * stride + b] (+)= sum over the tile of column j times staged column b < count_right.
+    // Groups of four columns go to the warps in turn; `turn` counts them over several calls.
+    template <class Left>
+    __device__ NFD_FAST_OUTLINE int products(const Left* left, std::int64_t count,
+                                             const double* right, std::int64_t count_right,
+                                             std::int64_t stride, bool first, double* sums,
+                                             int turn) const {
+        const int warp = static_cast<int>(threadIdx.x) / kWarp;
+        const int lane = static_cast<int>(threadIdx.x) % kWarp;
+        const int groups = static_cast<int>((count + 3) / 4);
+        for (int group = (warp - turn % kWarps + kWarps) % kWarps; group < groups;
+             group += kWarps) {
+            const std::int64_t j = static_cast<std::int64_t>(group) * 4;
+            const Left* column[4];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                column[c] = left + (j + c < count ? j + c : count - 1) * tile_;
+            }
+            double sum[4 * N];
+#pragma unroll
+            for (int c = 0; c < 4 * N; ++c) sum[c] = 0;
+#pragma unroll 4
+            for (std::int64_t i = lane; i < tile_; i += kWarp) {
+                double factor[N];
+#pragma unroll
+                for (int b = 0; b < N; ++b) factor[b] = right[b * tile_ + i];
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    const auto value = static_cast<double>(column[c][i]);
+#pragma unroll
+                    for (int b = 0; b < N; ++b) {
+                        sum[c * N + b] = fused_multiply_add(value, factor[b], sum[c * N + b]);
+                    }
+                }
+            }
+            const double total = sums_over_warp<4 * N>(sum);
+            constexpr int lanes = kWarp / (4 * N);
+            const int mine = lane / lanes;
+            const std::int64_t at = j + mine / N, b = mine % N;
+            if (lane % lanes == 0 && at < count && b < count_right) {
+                double* to = sums + at * stride + b;
+                *to = first ? total : *to + total;
+            }
+        }
+        return groups;
+    }
+
+    // Fills the staged columns with f(b, i, neuron, there), b < count; the rest is zero.
+    template <class F>
+    __device__ void stage(std::int64_t tile, std::int64_t count, double* to, F f) const {
+        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+#pragma unroll
+            for (int b = 0; b < N; ++b) {
+                to[b * tile_ + i] = b < count ? static_cast<double>(f(b, i, neuron, there)) : 0.0;
+            }
+        });
+    }
+
+    // xi of a layer for columns first ... first + count - 1 of one tile, kept and staged.
+    __device__ NFD_FAST_OUTLINE void draw(std::int64_t layer, std::int64_t tile, std::int64_t first,
+                                          std::int64_t count) const {
+        const nfd_fast::Stream stream =
+            forward() ? nfd_fast::Stream::forward_noise : nfd_fast::Stream::backward_noise;
+        const T scale = static_cast<T>(1 / ::sqrt(static_cast<double>(p_.fine)));
+        const std::uint64_t seed = p_.seeds[replica_];
+        const int quads = static_cast<int>(tile_ / 4);
+        for (int unit = static_cast<int>(threadIdx.x); unit < quads * N; unit += kThreads) {
+            const std::int64_t b = unit / quads, i = unit % quads * 4;
+            T z[4] = {};
+            if (b < count) {
+                const std::int64_t neuron = tile * tile_ + i;
+                for (std::int64_t s = 1; s <= p_.fine; ++s) {
+                    const NoiseAddress address =
+                        noise_address(seed, stream, (layer - 1) * p_.fine + s);
+                    PhiloxCounter<std::uint64_t> words[1] = {
+                        {static_cast<std::uint64_t>(neuron / 4), address.c1,
+                         static_cast<std::uint64_t>(p_.column + first + b), 0}};
+                    philox4x32(words, address.key0, address.key1);
+                    const auto front = box_muller<T>(static_cast<std::uint32_t>(words[0].c0),
+                                                     static_cast<std::uint32_t>(words[0].c1));
+                    const auto back = box_muller<T>(static_cast<std::uint32_t>(words[0].c2),
+                                                    static_cast<std::uint32_t>(words[0].c3));
+                    z[0] = s == 1 ? front.first : z[0] + front.first;
+                    z[1] = s == 1 ? front.second : z[1] + front.second;
+                    z[2] = s == 1 ? back.first : z[2] + back.first;
+                    z[3] = s == 1 ? back.second : z[3] + back.second;
+                }
+                T* to = block_of(p_.noise, tile) + (first + b) * tile_ + i;
+#pragma unroll
+                for (int m = 0; m < 4; ++m) {
+                    if (p_.fine > 1) z[m] *= scale;
+                    if (neuron + m >= n_) z[m] = T(0);
+                    to[m] = z[m];
+                }
+            }
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                right_noise_[b * tile_ + i + m] = static_cast<double>(z[m]);
+            }
+        }
+    }
+
+    // Inner products of the next layer's block with everything it will be compared with.
+    __device__ NFD_FAST_OUTLINE void reduce(std::int64_t index, std::int64_t chunk,
+                                            std::int64_t tile, bool first) const {
+        const std::int64_t layer = layer_at(index);
+        const std::int64_t own = rank(side_, layer), across = rank(other(), layer);
+        const Products to = products_of(sums(index, chunk), layer);
+        T* block = block_of(p_.block, tile);
+        int turn = 0;
+        for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+            const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
+            __syncthreads();  // what was staged has served, and this layer's input is there
+            stage(tile, count, right_,
+                  [&](std::int64_t b, std::int64_t i, std::int64_t neuron, bool there) {
+                      const T value = there ? asked(layer, b0 + b, neuron) : T(0);
+                      if (stored_) block[(b0 + b) * tile_ + i] = value;
+                      return value;
+                  });
+            draw(layer, tile, b0, count);
+            __syncthreads();
+            turn += products(tile_of(p_.basis[side_], layer, tile), own, right_, count, batch_,
+                             first, to.b + b0, turn);
+            if (reused()) {
+                turn += products(tile_of(p_.images[other()], layer, tile), across, right_, count,
+                                 batch_, first, to.s + b0, turn);
+                turn += products(tile_of(p_.basis[other()], layer, tile), across, right_noise_,
+                                 count, batch_, first, to.z + b0, turn);
+            }
+            if (!stored_) {
+                turn += products(right_, count, right_, count, batch_, first, to.zz, turn);
+            }
+        }
+        if (stored_) square(tile, first, to.zz, turn);
+    }
+
+    // The Gram of the kept block of a tile.
+    __device__ NFD_FAST_OUTLINE void square(std::int64_t tile, bool first, double* to,
+                                            int turn) const {
+        const T* block = block_of(p_.block, tile);
+        for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+            const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
+            __syncthreads();
+            stage(tile, count, right_, [&](std::int64_t b, std::int64_t i, std::int64_t, bool) {
+                return block[(b0 + b) * tile_ + i];
+            });
+            __syncthreads();
+            turn += products(block, batch_, right_, count, batch_, first, to + b0, turn);
+        }
+    }
+
+    // The sweep of a round for a nearly dependent block.
+    __device__ NFD_FAST_OUTLINE void subtract(std::int64_t index, std::int64_t chunk,
+                                              std::int64_t tile, bool first) const {
+        const std::int64_t layer = layer_at(index);
+        T* basis = tile_of(p_.basis[side_], layer, tile);
+        T* block = block_of(p_.block, tile);
+        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+            for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+                const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
+                T sum[N];
+#pragma unroll
+                for (int b = 0; b < N; ++b) {
+                    sum[b] = b < count ? residual(layer, tile, b0 + b, i, neuron, there) : T(0);
+                }
+                combine<N>(basis + i, tile_, step_->p, step_->off_basis + b0, row_, sum);
+#pragma unroll
+                for (int b = 0; b < N; ++b) {
+                    if (b < count) block[(b0 + b) * tile_ + i] = sum[b];
+                }
+            }
+            for (std::int64_t j = 1; j < batch_; ++j) {
+                if (!step_->open[j]) continue;
+                T sum = block[j * tile_ + i];
+                for (std::int64_t m = 0; m < j; ++m) {
+                    sum = fused_multiply_add(block[m * tile_ + i], step_->off_block[j * row_ + m],
+                                             sum);
+                }
+                block[j * tile_ + i] = sum;
+            }
+        });
+        const Products to = products_of(sums(index + 1, chunk), layer);
+        int turn = 0;
+        for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+            const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
+            __syncthreads();
+            stage(tile, count, right_, [&](std::int64_t b, std::int64_t i, std::int64_t, bool) {
+                return block[(b0 + b) * tile_ + i];
+            });
+            __syncthreads();
+            turn += products(basis, step_->p, right_, count, batch_, first, to.b + b0, turn);
+            turn += products(block, batch_, right_, count, batch_, first, to.zz + b0, turn);
+            if (reused()) {
+                turn += products(tile_of(p_.images[other()], layer, tile), step_->q, right_, count,
+                                 batch_, first, to.s + b0, turn);
+            }
+        }
+    }
+
+    // Stores the new columns and makes the next features or adjoints.
+    __device__ NFD_FAST_OUTLINE void update(std::int64_t index, std::int64_t chunk,
+                                            std::int64_t tile, bool first) const {
+        const std::int64_t layer = layer_at(index);
+        if (p_.rules.keep && step_->rank > 0) store_columns(index, chunk, tile, first);
+        const T* images = tile_of(p_.images[side_], layer, tile);
+        const T* other_basis = tile_of(p_.basis[other()], layer, tile);
+        const T* xi = block_of(p_.noise, tile);
+        T* accumulated = coupled() ? block_of(p_.accumulated, tile) : nullptr;
+        const T* before = features(layer - 1);
+        const T* above = forward() ? nullptr : adjoints(layer);
+        T* out = forward() ? features(layer) : adjoints(layer - 1);
+        const T scale = static_cast<T>(p_.stack.branch_factor);
+        bool finite = true;
+        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+            for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+                const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
+                T sum[N];
+#pragma unroll
+                for (int b = 0; b < N; ++b) {
+                    const bool carried = forward() && p_.stack.skip && there && b < count;
+                    sum[b] = carried ? before[(b0 + b) * n_ + neuron] : T(0);
+                }
+                combine<N>(images + i, tile_, step_->p, step_->images + b0, row_, sum);
+                combine<N>(xi + i, tile_, batch_, step_->noise + b0, row_, sum);
+                if (step_->uses_other) {
+                    combine<N>(other_basis + i, tile_, step_->q, step_->other + b0, row_, sum);
+                }
+                if (accumulated) {
+                    T coupling[N];
+#pragma unroll
+                    for (int b = 0; b < N; ++b) {
+                        coupling[b] = b < count ? accumulated[(b0 + b) * tile_ + i] : T(0);
+                    }
+                    combine<N>(other_basis + i, tile_, step_->q, step_->coupling + b0, row_,
+                               coupling);
+#pragma unroll
+                    for (int b = 0; b < N; ++b) {
+                        if (b < count) accumulated[(b0 + b) * tile_ + i] = coupling[b];
+                    }
+                }
+                if (!there) continue;
+#pragma unroll
+                for (int b = 0; b < N; ++b) {
+                    if (b >= count) continue;
+                    const std::int64_t at = (b0 + b) * n_ + neuron;
+                    T value = sum[b];
+                    if (!forward()) {
+                        const T slope = scale * differentiated(p_.stack.activation, before[at]);
+                        value = p_.stack.skip ? fused_multiply_add(slope, value, above[at])
+                                              : slope * value;
+                    }
+                    out[at] = value;
+                    finite = finite && value - value == T(0);
+                }
+            }
+        });
+        if (!finite) report(index + 1);
+    }
+
+    // The new columns of the basis and their images, and the products by which they are measured.
+    __device__ NFD_FAST_OUTLINE void store_columns(std::int64_t index, std::int64_t chunk,
+                                                   std::int64_t tile, bool first) const {
+        const std::int64_t layer = layer_at(index), p = step_->p, q = step_->q, rank = step_->rank,
+                           row = p_.rules.padded(rank);
+        T* basis = tile_of(p_.basis[side_], layer, tile);
+        T* fresh = basis + p * tile_;
+        T* image = tile_of(p_.images[side_], layer, tile) + p * tile_;
+        const T* other_basis = tile_of(p_.basis[other()], layer, tile);
+        const T* xi = block_of(p_.noise, tile);
+        __syncthreads();  // what was staged for the tile before has served
+        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+            for (std::int64_t r0 = 0; r0 < rank; r0 += N) {
+                const std::int64_t count = rank - r0 < N ? rank - r0 : N;
+                T sum[N];
+#pragma unroll
+                for (int r = 0; r < N; ++r) {
+                    sum[r] = r < count
+                                 ? residual(layer, tile, step_->pivot[r0 + r], i, neuron, there)
+                                 : T(0);
+                }
+                combine<N>(basis + i, tile_, p, step_->from_basis + r0, row, sum);
+                if (rank <= N) {
+                    // All at hand: the triangle at once.
+#pragma unroll
+                    for (int r = 0; r < N; ++r) {
+                        T direction = T(0);
+#pragma unroll
+                        for (int m = 0; m < N; ++m) {
+                            if (m < count && r < count) {
+                                direction = fused_multiply_add(sum[m], step_->inverse[m * row + r],
+                                                               direction);
+                            }
+                        }
+                        if (r < count) fresh[r * tile_ + i] = direction;
+                        right_[r * tile_ + i] = static_cast<double>(direction);
+                    }
+                } else {
+#pragma unroll
+                    for (int r = 0; r < N; ++r) {
+                        if (r < count) fresh[(r0 + r) * tile_ + i] = sum[r];
+                    }
+                }
+                T shifted[N];
+#pragma unroll
+                for (int r = 0; r < N; ++r) {
+                    shifted[r] = r < count ? xi[step_->pivot[r0 + r] * tile_ + i] : T(0);
+                }
+                if (reused()) {
+                    combine<N>(other_basis + i, tile_, q, step_->image_shift + r0, row, shifted);
+                }
+#pragma unroll
+                for (int r = 0; r < N; ++r) {
+                    if (r < count) image[(r0 + r) * tile_ + i] = shifted[r];
+                }
+            }
+            // In place from the last on: a direction needs those before it alone.
+            for (std::int64_t r = rank; rank > N && r-- > 0;) {
+                T direction = T(0);
+                for (std::int64_t m = 0; m <= r; ++m) {
+                    direction = fused_multiply_add(fresh[m * tile_ + i],
+                                                   step_->inverse[m * row + r], direction);
+                }
+                fresh[r * tile_ + i] = direction;
+            }
+        });
+        int turn = 0;
+        for (std::int64_t r0 = 0; r0 < rank; r0 += N) {
+            const std::int64_t count = rank - r0 < N ? rank - r0 : N;
+            if (rank > N) {
+                __syncthreads();
+                stage(tile, count, right_, [&](std::int64_t r, std::int64_t i, std::int64_t, bool) {
+                    return fresh[(r0 + r) * tile_ + i];
+                });
+            }
+            __syncthreads();
+            turn += products(basis, p + rank, right_, count, rank, first,
+                             measured(index, chunk) + r0, turn);
+        }
+        __syncthreads();
+    }
+
+    // --- Coupling, summed over the layers ---
+
+    __device__ void clear_accumulated(std::int64_t tile) const {
+        T* to = block_of(p_.accumulated, tile);
+        for (std::int64_t i = threadIdx.x; i < batch_ * tile_; i += kThreads) to[i] = T(0);
+    }
+    __device__ void square_accumulated() const {
+        for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
+            const T* from = block_of(p_.accumulated, tile);
+            double sum = 0;
+            for (std::int64_t i = threadIdx.x; i < batch_ * tile_; i += kThreads) {
+                const auto value = static_cast<double>(from[i]);
+                sum = fused_multiply_add(value, value, sum);
+            }
+            sum = sum_over_warp(sum);
+            __syncthreads();
+            if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
+            __syncthreads();
+            if (threadIdx.x != 0) return;
+            double total = 0;
+            for (int warp = 0; warp < kWarps; ++warp) total += scratch_[warp];
+            double* to = sums(p_.stack.depth, chunk);
+            *to = first ? total : *to + total;
+        });
+    }
+    __device__ void finish_coupling() const {
+        gather(sums(p_.stack.depth, 0), p_.slot_size, 1);
+        if (threadIdx.x == 0) {
+            p_.coupling_accumulated[replica_] = combined_[0] / static_cast<double>(batch_);
+        }
+    }
+
+    const Pass<T>& p_;
+    const std::int64_t replica_;
+    const int member_;
+    const Side side_;
+    const std::int64_t batch_, n_, tile_;
+    const std::int64_t row_;  // numbers of a row of coefficients, filled up
+    const bool stored_;  // whether the block is kept whole, since more than N columns are asked
+    unsigned phase_ = 0;
+    // In shared memory.
+    double *right_, *right_noise_;  // (N, tile)
+    double* scratch_;               // (kWarps)
+    Step<T>* step_;
+    LayerMemory* memory_;
+    Head* head_;
+    unsigned char* region_ = nullptr;  // the arrays of the step
+    double* combined_;
+};
+
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads, 2) pass_over_layers(const
+#if !defined(NFD_FAST_EMULATES_CUDA)
+                                                                __grid_constant__
+#endif
+                                                                    Pass<T>
+                                                                        pass) {
+    Sweeper<T, N> sweeper(pass);
+    sweeper.run();
+}
+
+template <class T>
+using PassKernel = void (*)(Pass<T>);
+
+// Columns of a block that a thread holds at once.
+constexpr int held(std::int64_t batch) {
+    return batch == 1 ? 1 : batch == 2 ? 2 : batch <= 4 ? 4 : kMostHeld;
+}
+
+// Calls f(kernel, shared memory) for the batch of a pass.
+template <class T, class F>
+void with_kernel(const Pass<T>& p, F f) {
+    const auto of = [&](auto columns) {
+        constexpr int count = decltype(columns)::value;
+        f(pass_over_layers<T, count>, static_cast<std::size_t>(Sweeper<T, count>::shared_bytes(p)));
+    };
+    switch (held(p.stack.batch)) {
+        case 1:
+            return of(std::integral_constant<int, 1>{});
+        case 2:
+            return of(std::integral_constant<int, 2>{});
+        case 4:
+            return of(std::integral_constant<int, 4>{});
+        default:
+            return of(std::integral_constant<int, kMostHeld>{});
+    }
+}
+
+template <class T>
+struct ConditionalHidden {
+    static constexpr bool records_kernels = true;
+
+    Pass<T> pass;
+    std::int64_t squares;  // numbers of a replica's arrays of small matrices
+
+    // The sizes that depend on the problem alone.
+    static Pass<T> sizes(const Problem<T>& p) {
+        Pass<T> pass{};
+        const std::int64_t width = p.stack.width, batch = p.stack.batch;
+        pass.stack = p.stack;
+        pass.memory.capacity = std::min((p.first_update + p.updates) * batch, width);
+        pass.tile_width = width >= kWide ? kTile : kNarrowTile;
+        pass.tiles = (width + pass.tile_width - 1) / pass.tile_width;
+        pass.tiles_per_chunk = (pass.tiles + kMostChunks - 1) / kMostChunks;
+        pass.chunks = (pass.tiles + pass.tiles_per_chunk - 1) / pass.tiles_per_chunk;
+        pass.fine = p.fine;
+        const std::int64_t capacity = pass.memory.capacity;
+        pass.slot_size =
+            std::max(Products::count(capacity, capacity, batch), (capacity + batch) * batch);
+        pass.measure_size = (capacity + batch) * batch;
+        const std::int64_t columns = held(batch);
+        const std::int64_t padded = (batch + columns - 1) / columns * columns;
+        Arena arena(nullptr);
+        Step<T> step{};
+        pass.applied = static_cast<std::int64_t>(step.lay_out(arena, capacity, batch, padded));
+        pass.step_bytes = static_cast<std::int64_t>(arena.used());
+        pass.step_shared =
+            arena.used() + 8.0 * static_cast<double>(pass.slot_size) <= kMostStepBytes;
+        return pass;
+    }
+
+    static int resident(const Pass<T>& pass) {
+        int blocks = 0;
+        with_kernel(pass, [&](auto kernel, std::size_t shared) {
+            blocks = resident_blocks(kernel, kThreads, shared);
+        });
+        if (blocks < 1) throw DeviceError("the device is too small for a block of the pass");
+        return blocks;
+    }
+
+    static int most_replicas(const Problem<T>& p) {
+        const Pass<T> pass = sizes(p);
+        const std::int64_t blocks = resident(pass);
+        return static_cast<int>(std::max<std::int64_t>(1, blocks / pass.chunks));
+    }
+
+    static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena, int replicas) {
+        ConditionalHidden h{};
+        h.pass = sizes(p);
+        Pass<T>& s = h.pass;
+        const double count = replicas, layers = static_cast<double>(p.stack.depth);
+        const double batch = static_cast<double>(p.stack.batch);
+        const double columns = static_cast<double>(s.memory.capacity);
+        const double padded = static_cast<double>(s.tiles * s.tile_width);
+        h.squares = p.stack.depth * s.memory.capacity * s.memory.capacity;
+        const double square = count * layers * columns * columns;
+        for (const Side side : {kFeatures, kAdjoints}) {
+            arena.take(s.basis[side], count * layers * columns * padded);
+            arena.take(s.images[side], count * layers * columns * padded);
+            arena.take(s.memory.factor[side], square);
+            arena.take(s.memory.gamma[side], square);
+            arena.take(s.memory.cross[side], p.decoupled ? 0 : square);
+            arena.take(s.memory.along_other[side], p.keep_coupling ? square : 0);
+            arena.take(s.memory.ranks[side], count * layers);
+        }
+        arena.take(s.memory.learned, square);
+        arena.take(s.memory.features, count * layers * columns * batch);
+        arena.take(s.noise, count * batch * padded);
+        arena.take(s.block, count * batch * padded);
+        arena.take(s.accumulated, p.keep_coupling ? count * batch * padded : 0);
+        const double chunks = static_cast<double>(s.chunks);
+        arena.take(s.sums, 2 * count * chunks * static_cast<double>(s.slot_size));
+        arena.take(s.measured, 2 * count * chunks * static_cast<double>(s.measure_size));
+        arena.take(s.combined, s.step_shared ? 0 : 2 * count * static_cast<double>(s.slot_size));
+        arena.take(s.steps, 2 * count * static_cast<double>(s.step_bytes));
+        arena.take(s.heads, 2 * count);
+        arena.take(s.meetings, 2 * count);  // room to begin at a multiple of its alignment
+        return h;
+    }
+
+    // Nothing asked, nothing learned.
+    void initialize(const Problem<T>& p, const Wave<T>& wave) {
+        const auto clear = [&](void* array, std::int64_t bytes) {
+            if (array) {
+                check(cudaMemsetAsync(array, 0, static_cast<std::size_t>(bytes), wave.stream),
+                      "clearing memory");
+            }
+        };
+        for (const Side side : {kFeatures, kAdjoints}) {
+            clear(pass.memory.ranks[side], wave.count * p.stack.depth * 8);
+            clear(pass.memory.along_other[side], wave.count * squares * 8);
+        }
+        clear(pass.memory.learned, wave.count * squares * 8);
+    }
+
+    void forward(const Problem<T>& p, const Wave<T>& wave, std::int64_t k) {
+        run(p, wave, k, kFeatures, k < p.updates, 0);
+    }
+    void backward(const Problem<T>& p, const Wave<T>& wave, std::int64_t k, double step) {
+        run(p, wave, k, kAdjoints, true, step);
+    }
+
+  private:
+    void run(const Problem<T>& p, const Wave<T>& wave, std::int64_t k, Side side, bool keep,
+             double step) {
+        Pass<T> s = pass;
+        const bool coupled = !p.decoupled && p.keep_coupling;
+        s.rules = {p.stack.width, p.stack.batch,  p.stack.branch_factor, p.tolerance, !p.decoupled,
+                   coupled,       p.train_hidden, held(p.stack.batch),   side,        keep};
+        s.column = (p.first_update + k) * p.stack.batch;
+        s.seeds = wave.seeds;
+        s.features = wave.features;
+        s.adjoints = wave.adjoints;
+        s.adjoint_layers = p.keep_adjoints ? p.stack.depth + 1 : 2;
+        s.weights = wave.weights;
+        s.step = step;
+        s.bad_step = wave.bad_step;
+        s.halt = wave.halt;
+        s.kernels = side == kFeatures ? wave.activation_kernels : wave.adjoint_kernels;
+        s.ranks = wave.ranks;
+        s.coupling_per_layer = wave.coupling_per_layer;
+        s.coupling_accumulated = wave.coupling_accumulated;
+        const auto place = reinterpret_cast<std::uintptr_t>(s.meetings);
+        constexpr std::uintptr_t alignment = alignof(Meeting);
+        s.meetings = reinterpret_cast<Meeting*>((place + alignment - 1) / alignment * alignment);
+        check(cudaMemsetAsync(s.meetings, 0, static_cast<std::size_t>(wave.count) * sizeof(Meeting),
+                              wave.stream),
+              "clearing memory");
+        s.members = static_cast<int>(
+            std::max<std::int64_t>(1, std::min<std::int64_t>(s.chunks, resident(s) / wave.count)));
+        with_kernel(s, [&](auto kernel, std::size_t shared) {
+            launch(kernel, dim3(static_cast<unsigned>(s.members * wave.count)), dim3(kThreads),
+                   shared, wave.stream, true, s);
+        });
+    }
+};
+
+}  // namespace
+
+template <class T>
+double conditional_bytes(const Problem<T>& problem) {
+    return replica_bytes<T, ConditionalHidden>(problem);
+}
+
+template <class T>
+void train_conditional(const Problem<T>& problem, Monitor& monitor) {
+    train_replicas<T, ConditionalHidden>(problem, monitor);
+}
+
+template double conditional_bytes<float>(const Problem<float>&);
+template double conditional_bytes<double>(const Problem<double>&);
+template void train_conditional<float>(const Problem<float>&, Monitor&);
+template void train_conditional<double>(const Problem<double>&, Monitor&);
+
+}  // namespace nfd_fast::cuda
