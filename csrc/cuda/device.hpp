@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 
 #if defined(NFD_FAST_EMULATES_CUDA)
@@ -18,13 +17,9 @@
 #include <cuda_runtime.h>
 #endif
 
-namespace nfd_fast::cuda {
+#include "cuda/device_error.hpp"
 
-// CUDA refused or failed.
-class DeviceError : public std::runtime_error {
-  public:
-    using std::runtime_error::runtime_error;
-};
+namespace nfd_fast::cuda {
 
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
