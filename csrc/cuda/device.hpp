@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 
 #if defined(NFD_FAST_EMULATES_CUDA)
@@ -18,6 +17,8 @@
 #include <cuda_runtime.h>
 #endif
 
+#include "cuda/device_error.hpp"
+
 // Never inlined on the device: for long functions, see NFD_FAST_HD_OUTLINE.
 #if defined(NFD_FAST_EMULATES_CUDA)
 #define NFD_FAST_OUTLINE
@@ -25,13 +26,8 @@
 #define NFD_FAST_OUTLINE __noinline__
 #endif
 
-namespace nfd_fast::cuda {
 
-// CUDA refused or failed.
-class DeviceError : public std::runtime_error {
-  public:
-    using std::runtime_error::runtime_error;
-};
+namespace nfd_fast::cuda {
 
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;

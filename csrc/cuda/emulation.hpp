@@ -252,7 +252,8 @@ enum cudaError_t {
     cudaSuccess,
     cudaErrorMemoryAllocation,
     cudaErrorNotReady,
-    cudaErrorInvalidValue
+    cudaErrorInvalidValue,
+    cudaErrorNoDevice
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToDevice,
@@ -313,6 +314,27 @@ inline cudaError_t cudaGetDevice(int* device) {
     *device = 0;
     return cudaSuccess;
 }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+struct cudaDeviceProp {
+    char name[256] = "emulated device";
+    int major = 0, minor = 0, multiProcessorCount = 1;
+};
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    *properties = cudaDeviceProp{};
+    return cudaSuccess;
+}
+inline cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 1;  // 0 would be none
+    return cudaSuccess;
+}
+inline cudaError_t cudaMallocAsync(void** block, std::size_t bytes, cudaStream_t) {
+    return cudaMalloc(block, bytes);
+}
+inline cudaError_t cudaFreeAsync(void* block, cudaStream_t) { return cudaFree(block); }
 inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = 1;
     return cudaSuccess;

@@ -136,6 +136,36 @@ NFD_FAST_INLINE T horner(const Polynomial<T, Size>& polynomial, T power) {
     }
 }
 
+/// a / b, for b and the result far from the ends of the exponents' range.
+template <class T>
+NFD_FAST_INLINE T quotient(T a, T b) {
+#if defined(__CUDA_ARCH__)
+    // CUDA's own also serves the ends, and takes twice the instructions for that. A remainder
+    // corrects what the approximation misses but for a hundredth of an ulp.
+    if constexpr (sizeof(T) == sizeof(float)) {
+        float inverse;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+        const float first = a * inverse;
+        return std::fma(std::fma(-b, first, a), inverse, first);
+    }
+#endif
+    return a / b;
+}
+
+/// The square root of a positive number far from the ends of the exponents' range.
+template <class T>
+NFD_FAST_INLINE T square_root(T x) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(T) == sizeof(float)) {  // as above
+        float inverse;
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+        const float first = x * inverse;
+        return std::fma(std::fma(-first, first, x), 0.5F * inverse, first);
+    }
+#endif
+    return std::sqrt(x);
+}
+
 /// P(x), from five terms on summed as even and odd part: two chains of half the length have half
 /// the latency (up to 40% of the time in double) and let fewer rounding errors pile up.
 template <class T, int Size>

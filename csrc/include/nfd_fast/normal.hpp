@@ -20,7 +20,7 @@ inline namespace NFD_FAST_TARGET {
 template <class T>
 NFD_FAST_INLINE T minus_two_log(T e, T f) {
     using C = Coefficients<T>;
-    const T s = f / (T(2) + f);
+    const T s = quotient(f, T(2) + f);
     const T z = s * s;
     const T log1p = fused_multiply_add(s * z, evaluate(C::log_factor(), z), s + s);
     return T(-2) * fused_multiply_add(e, C::log_2, log1p);
@@ -59,12 +59,12 @@ NFD_FAST_INLINE T radius(std::uint32_t word) {
         const T v = fused_multiply_add(static_cast<T>(distance), T(0x1p-32), T(0x1p-33));
         const T u = upper_half != 0U ? T(1) - v : v;
         const auto [e, mantissa] = decompose(u);
-        return std::sqrt(minus_two_log(e, e == T(0) ? -v : mantissa - T(1)));
+        return square_root(minus_two_log(e, e == T(0) ? -v : mantissa - T(1)));
     } else {
         // u is exact: the word fills the last bits of 2^52, and 2^52 - 1/2 is a double.
         const T u = (from_bits<T>(word | to_bits(T(0x1p52))) - T(0x1p52 - 0.5)) * T(0x1p-32);
         const auto [e, mantissa] = decompose(u);
-        return std::sqrt(minus_two_log(e, mantissa - T(1)));
+        return square_root(minus_two_log(e, mantissa - T(1)));
     }
 }
 

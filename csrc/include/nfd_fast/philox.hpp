@@ -63,19 +63,45 @@ struct LaneOperations<std::uint64_t> {
     }
 };
 
+// Halves of a product, each in the low 32 bits of a lane.
+template <class Lane>
+struct Product {
+    Lane high, low;
+};
+
+template <class Lane>
+NFD_FAST_INLINE Product<Lane> product(Lane lane, std::uint32_t factor) {
+    const Lane wide = LaneOperations<Lane>::multiply(lane, factor);
+    return {wide >> 32, wide};
+}
+
+// For a GPU, whose registers have 32 bits. Told so, or its compiler would carry 64 through a round.
+NFD_FAST_INLINE Product<std::uint32_t> product(std::uint32_t lane, std::uint32_t factor) {
+#if defined(__CUDA_ARCH__)
+    Product<std::uint32_t> halves;
+    asm("{ .reg .u64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%1, %0}, wide; }"
+        : "=r"(halves.high), "=r"(halves.low)
+        : "r"(lane), "r"(factor));
+    return halves;
+#else
+    const std::uint64_t wide = static_cast<std::uint64_t>(lane) * factor;
+    return {static_cast<std::uint32_t>(wide >> 32), static_cast<std::uint32_t>(wide)};
+#endif
+}
+
 template <class Lane>
 struct PhiloxCounter {
-    Lane c0, c1, c2, c3;  // each word sits in the low 32 bits of a 64-bit lane
+    Lane c0, c1, c2, c3;  // each word sits in the low 32 bits of a lane
 };
 
 template <class Lane>
 NFD_FAST_INLINE void philox_round(PhiloxCounter<Lane>& c, std::uint32_t key0, std::uint32_t key1) {
-    const Lane p0 = LaneOperations<Lane>::multiply(c.c0, 0xD2511F53u);
-    const Lane p1 = LaneOperations<Lane>::multiply(c.c2, 0xCD9E8D57u);
-    c.c0 = (p1 >> 32) ^ c.c1 ^ key0;
-    c.c1 = p1;
-    c.c2 = (p0 >> 32) ^ c.c3 ^ key1;
-    c.c3 = p0;
+    const Product<Lane> p0 = product(c.c0, 0xD2511F53u);
+    const Product<Lane> p1 = product(c.c2, 0xCD9E8D57u);
+    c.c0 = p1.high ^ c.c1 ^ key0;
+    c.c1 = p1.low;
+    c.c2 = p0.high ^ c.c3 ^ key1;
+    c.c3 = p0.low;
 }
 
 // Ten rounds on `chains` independent counters. Interleaving two by round hides the latency of the

@@ -1,0 +1,28 @@
+// nfd_fast._cuda: devices and what runs on them. This file only registers.
+
+#include <pybind11/pybind11.h>
+
+#include "cuda/device_error.hpp"
+
+namespace nfd_fast::bindings {
+void register_devices(pybind11::module_& module);
+void register_device_noise(pybind11::module_& module);
+void register_device_training(pybind11::module_& module);
+}  // namespace nfd_fast::bindings
+
+PYBIND11_MODULE(NFD_FAST_CUDA_MODULE, module) {
+    namespace py = pybind11;
+    namespace bindings = nfd_fast::bindings;
+    module.doc() = "Engines and kernels of nfd_fast on CUDA; use them with device=\"cuda\".";
+    py::register_local_exception_translator([](std::exception_ptr raised) {
+        try {
+            if (raised) std::rethrow_exception(raised);
+        } catch (const nfd_fast::cuda::DeviceError& error) {
+            const py::object type = py::module_::import("nfd_fast.exceptions").attr("DeviceError");
+            PyErr_SetString(type.ptr(), error.what());
+        }
+    });
+    bindings::register_devices(module);
+    bindings::register_device_noise(module);
+    bindings::register_device_training(module);
+}

@@ -1,0 +1,221 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/device.hpp"
+#include "cuda/noise.hpp"
+#include "nfd_fast/normal.hpp"
+
+namespace nfd_fast::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+constexpr std::int64_t kMostBlocks = 65535;  // along the second axis of a grid
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// What one Philox block gives, stored 16 bytes at a time.
+template <class T>
+struct alignas(16) Four {
+    T value[4];
+};
+
+__device__ inline Four<std::uint32_t> four_words(NoiseAddress address, std::uint32_t c0,
+                                                 std::uint32_t c2) {
+    PhiloxCounter<std::uint32_t> block[1] = {{c0, address.c1, c2, 0}};
+    philox4x32(block, address.key0, address.key1);
+    return {{block[0].c0, block[0].c1, block[0].c2, block[0].c3}};
+}
+
+template <class T>
+__device__ inline Four<T> made_of(const Four<std::uint32_t>& words) {
+    if constexpr (std::is_same_v<T, std::uint32_t>) {
+        return words;
+    } else {
+        const auto first = nfd_fast::box_muller<T>(words.value[0], words.value[1]);
+        const auto second = nfd_fast::box_muller<T>(words.value[2], words.value[3]);
+        return {{first.first, first.second, second.first, second.second}};
+    }
+}
+
+// Stores the first `count`, at most four.
+template <class T>
+__device__ inline void store(const Four<T>& four, T* to, std::int64_t count) {
+    if (count >= 4 && reinterpret_cast<std::uintptr_t>(to) % alignof(Four<T>) == 0) {
+        *reinterpret_cast<Four<T>*>(to) = four;
+        return;
+    }
+    NFD_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        if (i < count) to[i] = four.value[i];
+    }
+}
+
+// Whose noise a run over neurons holds.
+struct Place {
+    NoiseAddress address;
+    std::uint32_t column;
+};
+
+struct GivenColumns {
+    NoiseAddress address;
+    const std::uint32_t* columns;
+
+    __device__ Place operator()(std::int64_t run) const { return {address, columns[run]}; }
+};
+
+struct EveryColumn {
+    const std::uint64_t* seeds;
+    nfd_fast::Stream tag;
+    std::int64_t columns;
+
+    __device__ Place operator()(std::int64_t run) const {
+        return {noise_address(seeds[run / columns], tag, 1),
+                static_cast<std::uint32_t>(run % columns)};
+    }
+};
+
+// out (runs, size): a thread makes whole Philox blocks, four neurons each.
+template <class T, class PlaceOf>
+__global__ void __launch_bounds__(kThreads)
+    run_kernel(PlaceOf place_of, std::int64_t runs, std::int64_t size, T* out) {
+    const std::int64_t block = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (4 * block >= size) return;
+    for (std::int64_t run = std::int64_t{blockIdx.y} * blockDim.y + threadIdx.y; run < runs;
+         run += std::int64_t{gridDim.y} * blockDim.y) {
+        const Place place = place_of(run);
+        const auto words =
+            four_words(place.address, static_cast<std::uint32_t>(block), place.column);
+        store(made_of<T>(words), out + run * size + 4 * block, size - 4 * block);
+    }
+}
+
+template <class T, class PlaceOf>
+void fill_runs(PlaceOf place_of, std::int64_t runs, std::int64_t size, T* out,
+               cudaStream_t stream) {
+    if (runs == 0 || size == 0) return;
+    // Short runs share a block of threads.
+    const std::int64_t blocks = ceil_div(size, 4);
+    unsigned along = 1;
+    while (along < blocks && along < kThreads) along *= 2;
+    const unsigned across = kThreads / along;
+    const auto grid_y = std::min(ceil_div(runs, across), kMostBlocks);
+    launch(run_kernel<T, PlaceOf>,
+           dim3(static_cast<unsigned>(ceil_div(blocks, along)), static_cast<unsigned>(grid_y)),
+           dim3(along, across), 0, stream, false, place_of, runs, size, out);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    box_muller_kernel(const std::uint32_t* words, std::int64_t blocks, T* out) {
+    const std::int64_t block = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (block >= blocks) return;
+    Four<std::uint32_t> four;
+    for (int i = 0; i < 4; ++i) four.value[i] = words[4 * block + i];
+    store(made_of<T>(four), out + 4 * block, 4);
+}
+
+// A thread fills four rows, which share Philox blocks, of `kColumns` columns of one matrix.
+template <class T, int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    matrix_kernel(const std::uint64_t* seeds, nfd_fast::Stream tag, std::int64_t layers,
+                  std::int64_t matrices, std::int64_t rows, std::int64_t columns, std::int64_t fine,
+                  T normalization, T* out) {
+    const std::int64_t steps = columns / kColumns;
+    const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    const std::int64_t group = at / steps, column = at % steps * kColumns;
+    if (4 * group >= rows) return;
+    for (std::int64_t matrix = blockIdx.y; matrix < matrices; matrix += gridDim.y) {
+        const std::uint64_t seed = seeds[matrix / layers];
+        const std::int64_t layer = matrix % layers;
+        Four<T> sum[kColumns] = {};
+        for (std::int64_t s = 1; s <= fine; ++s) {
+            const NoiseAddress address = noise_address(seed, tag, layer * fine + s);
+            NFD_FAST_UNROLL
+            for (int j = 0; j < kColumns; ++j) {
+                const Four<T> increment =
+                    made_of<T>(four_words(address, static_cast<std::uint32_t>(group),
+                                          static_cast<std::uint32_t>(column + j)));
+                for (int row = 0; row < 4; ++row) {
+                    // The first one itself: adding it to zero would lose the sign of a zero.
+                    sum[j].value[row] =
+                        s == 1 ? increment.value[row] : sum[j].value[row] + increment.value[row];
+                }
+            }
+        }
+        T* block = out + (matrix * rows + 4 * group) * columns + column;
+        NFD_FAST_UNROLL
+        for (int row = 0; row < 4; ++row) {
+            if (4 * group + row >= rows) break;
+            Four<T> line{};
+            NFD_FAST_UNROLL
+            for (int j = 0; j < kColumns; ++j) {
+                line.value[j] = fine == 1 ? sum[j].value[row] : normalization * sum[j].value[row];
+            }
+            store(line, block + row * columns, kColumns);
+        }
+    }
+}
+
+template <class T, int kColumns>
+void fill_matrices_by(const std::uint64_t* seeds, int replicas, nfd_fast::Stream tag,
+                      std::int64_t layers, std::int64_t rows, std::int64_t columns,
+                      std::int64_t fine, T* out, cudaStream_t stream) {
+    const std::int64_t matrices = replicas * layers;
+    const std::int64_t items = ceil_div(rows, 4) * (columns / kColumns);
+    launch(matrix_kernel<T, kColumns>,
+           dim3(static_cast<unsigned>(ceil_div(items, kThreads)),
+                static_cast<unsigned>(std::min(matrices, kMostBlocks))),
+           dim3(kThreads), 0, stream, false, seeds, tag, layers, matrices, rows, columns, fine,
+           static_cast<T>(1 / std::sqrt(static_cast<double>(fine))), out);
+}
+
+}  // namespace
+
+void words(NoiseAddress address, const std::uint32_t* columns, std::int64_t count,
+           std::int64_t size, std::uint32_t* out, cudaStream_t stream) {
+    fill_runs(GivenColumns{address, columns}, count, size, out, stream);
+}
+
+template <class T>
+void normals(NoiseAddress address, const std::uint32_t* columns, std::int64_t count,
+             std::int64_t size, T* out, cudaStream_t stream) {
+    fill_runs(GivenColumns{address, columns}, count, size, out, stream);
+}
+
+template <class T>
+void box_muller(const std::uint32_t* words, std::int64_t blocks, T* out, cudaStream_t stream) {
+    if (blocks == 0) return;
+    launch(box_muller_kernel<T>, dim3(static_cast<unsigned>(ceil_div(blocks, kThreads))),
+           dim3(kThreads), 0, stream, false, words, blocks, out);
+}
+
+template <class T>
+void fill_matrices(const std::uint64_t* seeds, int replicas, nfd_fast::Stream tag,
+                   std::int64_t layers, std::int64_t rows, std::int64_t columns, std::int64_t fine,
+                   T* out, cudaStream_t stream) {
+    if (replicas == 0 || layers == 0 || rows == 0 || columns == 0) return;
+    const auto fill = columns % 4 == 0 ? fill_matrices_by<T, 4> : fill_matrices_by<T, 1>;
+    fill(seeds, replicas, tag, layers, rows, columns, fine, out, stream);
+}
+
+template <class T>
+void fill_vectors(const std::uint64_t* seeds, int replicas, nfd_fast::Stream tag,
+                  std::int64_t columns, std::int64_t width, T* out, cudaStream_t stream) {
+    fill_runs(EveryColumn{seeds, tag, columns}, replicas * columns, width, out, stream);
+}
+
+#define NFD_FAST_INSTANTIATE(T)                                                                  \
+    template void normals<T>(NoiseAddress, const std::uint32_t*, std::int64_t, std::int64_t, T*, \
+                             cudaStream_t);                                                      \
+    template void box_muller<T>(const std::uint32_t*, std::int64_t, T*, cudaStream_t);           \
+    template void fill_matrices<T>(const std::uint64_t*, int, nfd_fast::Stream, std::int64_t,    \
+                                   std::int64_t, std::int64_t, std::int64_t, T*, cudaStream_t);  \
+    template void fill_vectors<T>(const std::uint64_t*, int, nfd_fast::Stream, std::int64_t,     \
+                                  std::int64_t, T*, cudaStream_t);
+NFD_FAST_INSTANTIATE(float)
+NFD_FAST_INSTANTIATE(double)
+#undef NFD_FAST_INSTANTIATE
+
+}  // namespace nfd_fast::cuda
