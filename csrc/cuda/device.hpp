@@ -91,6 +91,30 @@ class Stream {
     cudaStream_t stream_ = nullptr;
 };
 
+// A point in a stream that the host can ask about.
+class Event {
+  public:
+    Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a new event"); }
+    ~Event() { cudaEventDestroy(event_); }
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+
+    void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "an event"); }
+    // Whether the stream has got there.
+    bool done() const {
+        const cudaError_t status = cudaEventQuery(event_);
+        if (status == cudaErrorNotReady) {
+            cudaGetLastError();
+            return false;
+        }
+        check(status, "a kernel");
+        return true;
+    }
+
+  private:
+    cudaEvent_t event_ = nullptr;
+};
+
 // Starts kernel(args...). Where `together`, all blocks run at the same time (as many as
 // resident_blocks() at most), so that they may wait for each other.
 template <class... Parameters, class... Arguments>

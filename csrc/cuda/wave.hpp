@@ -11,6 +11,12 @@ namespace nfd_fast::cuda {
 // No step of a pass met a number that is not finite (see FirstBadStep of the processor).
 constexpr int kNoBadStep = 0x7fffffff;
 
+// Notes a number of this step that is not finite: x - x is 0 for those that are.
+template <class T>
+__device__ inline void note_unless_finite(T x, int step, int* bad_step) {
+    if (!(x - x == T(0))) atomicMin(bad_step, step);
+}
+
 // Pointers are to memory of the device, with the replicas of the wave as leading axis.
 template <class T>
 struct Wave {
