@@ -17,10 +17,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/activate.hpp"
 #include "cuda/crew.hpp"
 #include "cuda/engine.hpp"
+#include "cuda/reduction.hpp"
 #include "cuda/replicas.hpp"
-#include "nfd_fast/activations.hpp"
 #include "nfd_fast/layer_algebra.hpp"
 #include "nfd_fast/normal.hpp"
 #include "nfd_fast/philox.hpp"
@@ -109,30 +110,6 @@ struct Pass {
     double* coupling_per_layer;
     double* coupling_accumulated;
 };
-
-template <class T>
-__device__ NFD_FAST_OUTLINE T activated(int activation, T x) {
-    switch (static_cast<Activation>(activation)) {
-#define NFD_FAST_CASE(name, formula) \
-    case Activation::name:           \
-        return activation::name::value(x);
-        NFD_FAST_ACTIVATIONS(NFD_FAST_CASE)
-#undef NFD_FAST_CASE
-    }
-    return x;
-}
-
-template <class T>
-__device__ NFD_FAST_OUTLINE T differentiated(int activation, T x) {
-    switch (static_cast<Activation>(activation)) {
-#define NFD_FAST_CASE(name, formula) \
-    case Activation::name:           \
-        return activation::name::derivative(x);
-        NFD_FAST_ACTIVATIONS(NFD_FAST_CASE)
-#undef NFD_FAST_CASE
-    }
-    return x;
-}
 
 // Brings memory near, all at once: the algebra would wait for one line after the other.
 __device__ inline void touch(const void* from, std::int64_t bytes) {
@@ -554,9 +531,10 @@ class Sweeper {
     // --- Sweeps ---
 
     // An entry of the block that a layer is asked about: phi(H_{l-1}) or G_l.
-    __device__ T asked(std::int64_t layer, std::int64_t b, std::int64_t neuron) const {
+    __device__ NFD_FAST_OUTLINE T asked(std::int64_t layer, std::int64_t b,
+                                        std::int64_t neuron) const {
         if (!forward()) return adjoints(layer)[b * n_ + neuron];
-        return activated(p_.stack.activation, features(layer - 1)[b * n_ + neuron]);
+        return activate(p_.stack.activation, features(layer - 1)[b * n_ + neuron]);
     }
     // The same of the block Z in whose columns the new directions are.
     __device__ T residual(std::int64_t layer, std::int64_t tile, std::int64_t b, std::int64_t i,
@@ -812,7 +790,7 @@ class Sweeper {
                     const std::int64_t at = (b0 + b) * n_ + neuron;
                     T value = sum[b];
                     if (!forward()) {
-                        const T slope = scale * differentiated(p_.stack.activation, before[at]);
+                        const T slope = scale * differentiate(p_.stack.activation, before[at]);
                         value = p_.stack.skip ? fused_multiply_add(slope, value, above[at])
                                               : slope * value;
                     }
@@ -920,13 +898,8 @@ class Sweeper {
                 const auto value = static_cast<double>(from[i]);
                 sum = fused_multiply_add(value, value, sum);
             }
-            sum = sum_over_warp(sum);
-            __syncthreads();
-            if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
-            __syncthreads();
+            const double total = block_sum(sum, scratch_);
             if (threadIdx.x != 0) return;
-            double total = 0;
-            for (int warp = 0; warp < kWarps; ++warp) total += scratch_[warp];
             double* to = sums(p_.stack.depth, chunk);
             *to = first ? total : *to + total;
         });
@@ -1097,6 +1070,7 @@ struct ConditionalHidden {
     void backward(const Problem<T>& p, const Wave<T>& wave, std::int64_t k, double step) {
         run(p, wave, k, kAdjoints, true, step);
     }
+    void finish(const Problem<T>&, const Wave<T>&) {}
 
   private:
     void run(const Problem<T>& p, const Wave<T>& wave, std::int64_t k, Side side, bool keep,
@@ -1137,7 +1111,7 @@ struct ConditionalHidden {
 
 template <class T>
 double conditional_bytes(const Problem<T>& problem) {
-    return replica_bytes<T, ConditionalHidden>(problem);
+    return engine_bytes<T, ConditionalHidden>(problem);
 }
 
 template <class T>

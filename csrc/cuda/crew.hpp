@@ -4,11 +4,10 @@
 #include <cstdint>
 
 #include "cuda/device.hpp"
+#include "cuda/reduction.hpp"
 #include "nfd_fast/small_matrix.hpp"
 
 namespace nfd_fast::cuda {
-
-constexpr int kWarp = 32;
 
 __device__ inline double sum_over_warp(double value) {
     for (int mask = kWarp / 2; mask > 0; mask /= 2) {

@@ -26,7 +26,6 @@
 #define NFD_FAST_OUTLINE __noinline__
 #endif
 
-
 namespace nfd_fast::cuda {
 
 inline void check(cudaError_t status, const char* what) {

@@ -18,7 +18,4 @@ namespace nfd_fast::cuda {
 NFD_FAST_UNFINISHED(float, dense)
 NFD_FAST_UNFINISHED(double, dense)
 
-NFD_FAST_UNFINISHED(float, conditional)
-NFD_FAST_UNFINISHED(double, conditional)
-
 }  // namespace nfd_fast::cuda
