@@ -14,6 +14,7 @@ import nfd_fast as nfd
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: a small case of a workload; all take a minute")
+    config.addinivalue_line("markers", "gpu: on a GPU, by nfd-fast bench --device cuda")
 
 
 def pytest_benchmark_update_machine_info(

@@ -13,6 +13,7 @@ void register_device_training(pybind11::module_& module);
 PYBIND11_MODULE(NFD_FAST_CUDA_MODULE, module) {
     namespace py = pybind11;
     namespace bindings = nfd_fast::bindings;
+    py::module_::import("nfd_fast._core");  // has the types of streams, engines and tasks
     module.doc() = "Engines and kernels of nfd_fast on CUDA; use them with device=\"cuda\".";
     py::register_local_exception_translator([](std::exception_ptr raised) {
         try {

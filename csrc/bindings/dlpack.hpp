@@ -16,7 +16,7 @@ namespace py = pybind11;
 
 namespace dlpack {
 
-constexpr std::int32_t kCpu = 1, kCuda = 2;
+constexpr std::int32_t kCuda = 2;
 enum Code : std::uint8_t { kInt, kUnsigned, kFloat };
 
 struct Device {
@@ -121,6 +121,7 @@ class BorrowedArray {
         }
         return true;
     }
+    std::int64_t bytes() const { return size() * tensor_->type.bits * tensor_->type.lanes / 8; }
     std::uintptr_t address() const {
         return reinterpret_cast<std::uintptr_t>(tensor_->data) + tensor_->byte_offset;
     }

@@ -12,26 +12,35 @@ namespace {
 
 cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
 
+// Runs work(stream) on the device of an array, and waits for it if asked to.
+template <class Work>
+void run_beside(const BorrowedArray& array, std::uintptr_t stream, bool wait, Work work) {
+    const int device = array.device().index;
+    const py::gil_scoped_release released;
+    const cuda::OnDevice current(device);
+    work(stream_of(stream));
+    if (wait) cuda::wait_for(stream_of(stream));
+}
+
 // Runs fill(columns on the device, count, size, data of out, stream).
 template <class T, class Fill>
 void fill_columns(const Array<std::uint32_t>& columns, const BorrowedArray& out,
-                  std::uintptr_t stream, Fill fill) {
+                  std::uintptr_t stream, bool wait, Fill fill) {
     const auto shape = out.shape();
     const std::int64_t count = columns.size(), size = shape.size() == 2 ? shape[1] : 0;
     T* data = out.data<T>("out", {count, size});
     const std::uint32_t* given = columns.data();
-    const int device = out.device().index;
-    const py::gil_scoped_release released;
-    const cuda::OnDevice current(device);
-    const auto bytes = static_cast<std::size_t>(count) * sizeof(std::uint32_t);
-    const cuda::StreamMemory there(bytes, stream_of(stream));
-    cuda::to_device(there.as<void>(), given, bytes, stream_of(stream));
-    fill(there.as<std::uint32_t>(), count, size, data, stream_of(stream));
+    run_beside(out, stream, wait, [&](cudaStream_t there) {
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(std::uint32_t);
+        const cuda::StreamMemory copy(bytes, there);
+        cuda::to_device(copy.as<void>(), given, bytes, there);
+        fill(copy.as<std::uint32_t>(), count, size, data, there);
+    });
 }
 
 void words(std::uint64_t seed, Stream tag, std::int64_t layer, const Array<std::uint32_t>& columns,
-           const BorrowedArray& out, std::uintptr_t stream) {
-    fill_columns<std::uint32_t>(columns, out, stream, [&](auto... place) {
+           const BorrowedArray& out, std::uintptr_t stream, bool wait) {
+    fill_columns<std::uint32_t>(columns, out, stream, wait, [&](auto... place) {
         cuda::words(noise_address(seed, tag, layer), place...);
     });
 }
@@ -45,24 +54,23 @@ void with_type_of(const BorrowedArray& array, Fill fill) {
 }
 
 void normal(std::uint64_t seed, Stream tag, std::int64_t layer, const Array<std::uint32_t>& columns,
-            const BorrowedArray& out, std::uintptr_t stream) {
+            const BorrowedArray& out, std::uintptr_t stream, bool wait) {
     with_type_of(out, [&](auto zero) {
-        fill_columns<decltype(zero)>(columns, out, stream, [&](auto... place) {
+        fill_columns<decltype(zero)>(columns, out, stream, wait, [&](auto... place) {
             cuda::normals(noise_address(seed, tag, layer), place...);
         });
     });
 }
 
-void box_muller(const BorrowedArray& words, const BorrowedArray& out, std::uintptr_t stream) {
+void box_muller(const BorrowedArray& words, const BorrowedArray& out, std::uintptr_t stream,
+                bool wait) {
     with_type_of(out, [&](auto zero) {
         const auto shape = out.shape();
         const std::int64_t blocks = shape.empty() ? 0 : shape[0];
         const auto* given = words.data<std::uint32_t>("words", {blocks, 4});
         auto* data = out.data<decltype(zero)>("out", {blocks, 4});
-        const int device = out.device().index;
-        const py::gil_scoped_release released;
-        const cuda::OnDevice current(device);
-        cuda::box_muller(given, blocks, data, stream_of(stream));
+        run_beside(out, stream, wait,
+                   [&](cudaStream_t there) { cuda::box_muller(given, blocks, data, there); });
     });
 }
 
@@ -113,10 +121,13 @@ void register_typed(py::module_& module) {
 
 void register_device_noise(py::module_& module) {
     module.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("layer"),
-               py::arg("columns").noconvert(), py::arg("out"), py::arg("cuda_stream"));
+               py::arg("columns").noconvert(), py::arg("out"), py::arg("cuda_stream"),
+               py::arg("wait"));
     module.def("normal", &normal, py::arg("seed"), py::arg("stream"), py::arg("layer"),
-               py::arg("columns").noconvert(), py::arg("out"), py::arg("cuda_stream"));
-    module.def("box_muller", &box_muller, py::arg("words"), py::arg("out"), py::arg("cuda_stream"));
+               py::arg("columns").noconvert(), py::arg("out"), py::arg("cuda_stream"),
+               py::arg("wait"));
+    module.def("box_muller", &box_muller, py::arg("words"), py::arg("out"), py::arg("cuda_stream"),
+               py::arg("wait"));
     register_typed<float>(module);
     register_typed<double>(module);
 }

@@ -41,7 +41,6 @@ void register_typed(py::module_& module) {
 }  // namespace
 
 void register_device_training(py::module_& module) {
-    py::module_::import("nfd_fast._core");  // has the types of the tasks
     register_typed<float>(module);
     register_typed<double>(module);
 }

@@ -12,12 +12,6 @@
 namespace nfd_fast::bindings {
 namespace {
 
-#if defined(NFD_FAST_EMULATES_CUDA)
-constexpr std::int32_t kDeviceType = dlpack::kCpu;
-#else
-constexpr std::int32_t kDeviceType = dlpack::kCuda;
-#endif
-
 // An array in memory of the current device that is its own, and DLPack's to share: what the tests
 // hand to kernels where no other library has a device.
 class OwnedArray {
@@ -50,7 +44,7 @@ class OwnedArray {
         };
         auto* shared = new Shared{{}, shape_, memory_};
         shared->managed.tensor = {memory_->as<void>(),
-                                  {kDeviceType, 0},
+                                  {dlpack::kCuda, 0},
                                   static_cast<std::int32_t>(shape_.size()),
                                   type_,
                                   shared->shape.data(),
@@ -97,31 +91,26 @@ void register_devices(py::module_& module) {
         }
         return found;
     });
-    module.attr("DLPACK_DEVICE") = kDeviceType;
+    module.def("available", &cuda::available_bytes, "Free memory of the current device, in bytes.");
     module.attr("ARCHITECTURES") = NFD_FAST_CUDA_ARCHITECTURES;
-
-    module.def(
-        "wait",
-        [](std::uintptr_t stream) {
-            const py::gil_scoped_release released;
-            cuda::wait_for(reinterpret_cast<cudaStream_t>(stream));
-        },
-        py::arg("cuda_stream"));
 
     py::class_<OwnedArray>(module, "OwnedArray", py::module_local())
         .def(py::init<const py::array&>(), py::arg("values"))
         .def("numpy", &OwnedArray::numpy)
         .def("__dlpack__", [](const OwnedArray& a, const py::kwargs&) { return a.share(); })
-        .def("__dlpack_device__", [](const OwnedArray&) { return py::make_tuple(kDeviceType, 0); });
+        .def("__dlpack_device__",
+             [](const OwnedArray&) { return py::make_tuple(dlpack::kCuda, 0); });
     py::class_<BorrowedArray>(module, "BorrowedArray", py::module_local())
         .def(py::init<const py::capsule&>(), py::arg("capsule"))
         .def_property_readonly(
             "shape", [](const BorrowedArray& a) { return py::tuple(py::cast(a.shape())); })
+        .def_property_readonly("ndim", [](const BorrowedArray& a) { return a.shape().size(); })
         .def_property_readonly("dtype", &BorrowedArray::type_name)
         .def_property_readonly("device", [](const BorrowedArray& a) { return a.device().index; })
         .def_property_readonly("contiguous", &BorrowedArray::contiguous)
         .def_property_readonly("read_only", &BorrowedArray::read_only)
-        .def_property_readonly("address", &BorrowedArray::address);
+        .def_property_readonly("address", &BorrowedArray::address)
+        .def_property_readonly("bytes", &BorrowedArray::bytes);
 }
 
 }  // namespace nfd_fast::bindings

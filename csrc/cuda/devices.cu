@@ -32,13 +32,17 @@ std::vector<Device> devices() {
         const OnDevice current(index);
         cudaDeviceProp properties;
         check(cudaGetDeviceProperties(&properties, index), "a question about the device");
-        std::size_t available = 0, memory = 0;
-        check(cudaMemGetInfo(&available, &memory), "cudaMemGetInfo");
-        found.push_back({properties.name, static_cast<double>(memory),
-                         static_cast<double>(available), properties.major, properties.minor,
+        found.push_back({properties.name, static_cast<double>(properties.totalGlobalMem),
+                         available_bytes(), properties.major, properties.minor,
                          properties.multiProcessorCount});
     }
     return found;
+}
+
+double available_bytes() {
+    std::size_t available = 0, memory = 0;
+    check(cudaMemGetInfo(&available, &memory), "cudaMemGetInfo");
+    return static_cast<double>(available);
 }
 
 OnDevice::OnDevice(int device) {

@@ -29,6 +29,9 @@ int driver_version();
 int device_count();
 std::vector<Device> devices();
 
+// Free memory of the current device, in bytes.
+double available_bytes();
+
 // Makes a device the current one, and afterwards the one before again.
 class OnDevice {
   public:

@@ -326,6 +326,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaDeviceProp {
     char name[256] = "emulated device";
+    std::size_t totalGlobalMem = std::size_t{1} << 30;
     int major = 0, minor = 0, multiProcessorCount = 1;
 };
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {

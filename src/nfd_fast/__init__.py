@@ -15,7 +15,7 @@ from nfd_fast._core import ACTIVATIONS, STREAMS  # noqa: E402
 from nfd_fast._core import VERSION as __version__  # noqa: E402
 from nfd_fast.build import build_info, get_cmake_dir, get_include  # noqa: E402
 from nfd_fast.estimate import MemoryEstimate, estimate_memory  # noqa: E402
-from nfd_fast.exceptions import DivergenceError  # noqa: E402
+from nfd_fast.exceptions import DeviceError, DivergenceError  # noqa: E402
 from nfd_fast.limit import solve_limit  # noqa: E402
 from nfd_fast.model import SGD, ResNet, Weights  # noqa: E402
 from nfd_fast.multilevel import Level, LimitEstimate, multilevel_limit  # noqa: E402
@@ -29,6 +29,7 @@ __all__ = [
     "ACTIVATIONS",
     "SGD",
     "STREAMS",
+    "DeviceError",
     "DivergenceError",
     "InitialKernels",
     "Level",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nfd_fast
+from nfd_fast import devices
 from nfd_fast.extras import MissingExtraError
 
 SCHEMA = 2
@@ -135,7 +136,9 @@ def read(path: Path) -> Report:
     return report
 
 
-def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Report:
+def run(
+    folder: Path, select: str | None = None, *, quick: bool = False, device: str = "cpu"
+) -> Report:
     """Run a suite under pytest-benchmark, whose report goes to stderr.
 
     Parameters
@@ -146,6 +149,8 @@ def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Repo
         Which benchmarks, as pytest's ``-k`` takes it; all by default.
     quick : bool
         Only those that are marked quick.
+    device : str
+        ``"cuda"``: those that are marked gpu; ``"cpu"``: the others.
 
     Returns
     -------
@@ -157,17 +162,20 @@ def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Repo
         If the folder has no benchmarks, or nothing is selected.
     MissingExtraError
         Without pytest-benchmark.
+    DeviceError
+        Without the device.
     BenchmarkError
         If one failed.
     """
     require()
+    on_device = devices.checked(device) == "cuda"
+    marks = ["gpu"] * on_device + ["quick"] * quick
     if not any(folder.glob("test_*.py")):
         raise ValueError(f"suite must be a folder with benchmarks, files test_*.py, got {folder}")
     command = [sys.executable, "-m", "pytest", str(folder), "-p", "no:cacheprovider", "-v", "-ra"]
     if select is not None:
         command += ["-k", select]
-    if quick:
-        command += ["-m", "quick"]
+    command += ["-m", " and ".join(marks if on_device else ["not gpu", *marks])]
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "benchmark.json"
         with subprocess.Popen(
@@ -182,7 +190,7 @@ def run(folder: Path, select: str | None = None, *, quick: bool = False) -> Repo
                 print(line, end="", file=sys.stderr, flush=True)
         code = process.returncode
         if code == 5:  # pytest's code for "nothing collected"
-            kind = " that are marked quick" if quick else ""
+            kind = f" that are marked {' and '.join(marks)}" if marks else ""
             raise ValueError(f"select must name benchmarks of {folder}{kind}, got {select!r}")
         if code == 4:  # pytest's code for wrong usage
             raise ValueError(f"select must be an expression as of pytest -k, got {select!r}")

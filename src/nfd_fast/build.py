@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nfd_fast import _core
+from nfd_fast import _core, devices
 from nfd_fast.memory import available_bytes
 
 # Beside the compiled module, which an editable installation keeps apart from the Python sources.
@@ -49,7 +49,9 @@ def build_info() -> dict[str, object]:
         ``version``, ``python``, ``numpy``, ``platform``, ``compiler``, ``instruction_set`` (in
         use), ``instruction_sets_supported`` and ``instruction_sets_compiled``, ``blas``,
         ``threads`` (default), ``memory_available_gib`` (None if the system doesn't tell),
-        ``activations`` (with their formulas).
+        ``cuda`` (the version of CUDA that the module for NVIDIA GPUs was built with, and for what;
+        None if there is no such module), ``cuda_devices`` (what it finds), ``activations`` (with
+        their formulas).
     """
     memory = available_bytes()
     return {
@@ -64,6 +66,7 @@ def build_info() -> dict[str, object]:
         "blas": _core.blas(),
         "threads": _core.default_threads(),
         "memory_available_gib": None if memory is None else round(memory / 2**30, 1),
+        **devices.describe(),
         "activations": tuple(
             f"{name} = {formula}"
             for name, formula in zip(_core.ACTIVATIONS, _core.ACTIVATION_FORMULAS, strict=True)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import nfd_fast
 from nfd_fast import commands
 from nfd_fast.bench import BenchmarkError
-from nfd_fast.exceptions import DivergenceError
+from nfd_fast.exceptions import DeviceError, DivergenceError
 from nfd_fast.extras import MissingExtraError
 from nfd_fast.study.atomic import OutputError
 from nfd_fast.study.cells import WorkerError
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print("\nnfd-fast: " + (str(interrupt) or "interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, MissingExtraError, OutputError) as error:
+    except (ValueError, DeviceError, MissingExtraError, OutputError) as error:
         _complain(error)
         return EXIT_USAGE
     except (BenchmarkError, DivergenceError, WorkerError) as error:
@@ -239,6 +239,9 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument(
         "--quick", action="store_true", help="only small cases, one of each workload: a minute"
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="benchmarks of cpu (default) or cuda"
     )
 
 

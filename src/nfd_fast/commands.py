@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 import nfd_fast
-from nfd_fast import memory
+from nfd_fast import devices, memory
 from nfd_fast.data import DataSet
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.statistics import Intervals
@@ -317,9 +317,11 @@ def _announce(cell: Cell, dataset: DataSet) -> None:
         replicas=cell.replicas,
         **cell.options,
     )
-    available = memory.available_bytes()
+    on_host = cell.device == "cpu"
+    available = memory.available_bytes() if on_host else devices.available_bytes()
     if needed >= 2**30 and (available is None or needed <= available):
-        print(f"{engine} engine, about {needed / 2**30:.3g} GiB of memory", file=sys.stderr)
+        of = "memory" if on_host else "the device's memory"
+        print(f"{engine} engine, about {needed / 2**30:.3g} GiB of {of}", file=sys.stderr)
 
 
 def _print_losses(losses: Intervals, updates: int) -> None:
@@ -375,7 +377,10 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         if path is not None:
             atomic.prepare_folder(path.parent)
     report = benchmarks.run(
-        options.suite or benchmarks.suite(), options.select, quick=options.quick
+        options.suite or benchmarks.suite(),
+        options.select,
+        quick=options.quick,
+        device=options.device,
     )
     if options.json is not None:
         atomic.write(options.json, report.json())

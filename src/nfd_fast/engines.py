@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import _core, conditional, dense, memory, observables, task
+from nfd_fast import _core, conditional, dense, devices, memory, observables, task
 from nfd_fast.problem import Problem
 from nfd_fast.results import Array
 
@@ -81,7 +81,8 @@ def _cheaper(problem: Problem) -> str:
     first, second = ("conditional", "dense") if faster else ("dense", "conditional")
     if _is_small(problem):
         return first
-    available = memory.available_bytes()
+    on_host = problem.device == "cpu"
+    available = memory.available_bytes() if on_host else devices.available_bytes()
     if available is None or _bytes(problem, first) <= available:
         return first
     return second if _bytes(problem, second) <= available else first
@@ -100,4 +101,6 @@ def _is_small(problem: Problem) -> bool:
 
 def _bytes(problem: Problem, engine: str) -> float:
     compiled = MODULES[engine].compiled(problem)
+    if problem.device != "cpu":
+        return task.bytes_needed(problem, compiled, _core.Engine[engine])
     return compiled.bytes(_core.Engine[engine], 1, False) + problem.record_bytes()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from nfd_fast import _core, arguments, engines, memory, observables, task
+from nfd_fast import _core, arguments, devices, engines, memory, observables, task
 from nfd_fast.model import BACKWARDS, SGD, ResNet
 from nfd_fast.problem import MAX_BLAS_SIZE, MAX_REPLICAS, Problem
 from nfd_fast.threads import thread_count
@@ -31,6 +31,7 @@ def estimate_memory(
     backward: str = "reused",
     engine: str = "auto",
     dtype: DTypeLike = "float32",
+    device: str = "cpu",
     threads: int | None = None,
     record: Sequence[str] = ("outputs",),
 ) -> MemoryEstimate:
@@ -40,11 +41,12 @@ def estimate_memory(
     conditional one stores four arrays of n·rank numbers per layer, with room for a rank of
     min(K B, n), and (L+1) B n features; and of small matrices rank² numbers in float64, seven per
     layer, nine if couplings are recorded, five if decoupled: next to nothing while the rank is far
-    below n. To that come the records, in float64.
+    below n. To that come the records, in float64. On ``device="cuda"`` it is the memory of the
+    device that one replica takes; as many train at a time as fit.
 
     Parameters
     ----------
-    net, sgd, backward, engine, dtype, threads, record
+    net, sgd, backward, engine, dtype, device, threads, record
         As in :func:`nfd_fast.train`.
     updates, batch, replicas : int
         K, B and the number of seeds.
@@ -59,6 +61,8 @@ def estimate_memory(
         For invalid arguments.
     MemoryError
         If the indices of the batches alone don't fit.
+    DeviceError
+        As :func:`nfd_fast.train`.
     """
     arguments.instance("net", net, ResNet)
     arguments.instance("sgd", sgd, SGD)
@@ -84,6 +88,7 @@ def estimate_memory(
         dtype=arguments.dtype_name(dtype),
         threads=thread_count(threads),
         record=observables.names(record),
+        device=devices.checked(device),
     )
     chosen = engines.choose(arguments.option("engine", engine, engines.ENGINES), problem)
     compiled = engines.MODULES[chosen].compiled(problem)

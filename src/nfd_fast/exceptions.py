@@ -1,4 +1,4 @@
-"""The package's own exception; every other error is a built-in ValueError or MemoryError."""
+"""The package's own exceptions; every other error is a built-in ValueError or MemoryError."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nfd_fast.results import Run
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for is not there, or failed.
+
+    The text says which of the compiled module, the NVIDIA driver and the GPU is missing and what to
+    do about it, or what CUDA reported.
+    """
 
 
 class DivergenceError(ArithmeticError):

@@ -8,6 +8,10 @@ or, through DLPack, arrays of other libraries in the memory of the processor, as
 C-contiguous ones are read without a copy. ``out`` may be any of these that can be written; it is
 filled in place and the same object is returned. Without it results are NumPy arrays, which
 :func:`nfd_fast.to_namespace` hands over to another library.
+
+:func:`words`, :func:`normal` and :func:`box_muller` also fill arrays in the memory of a GPU, there
+and without a copy, on the stream of CUDA that ``cuda_stream`` names: they return at once, and what
+that stream does next sees the result. Without a name they use the legacy default stream and wait.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments, outputs
+from nfd_fast import _core, arguments, device_arrays, outputs
 from nfd_fast.threads import thread_count
 
 __all__ = [
@@ -79,6 +83,7 @@ def words(
     columns: Iterable[int] = (0,),
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[np.uint32]:
     """Return the random words of neurons 0 … size−1.
 
@@ -96,6 +101,8 @@ def words(
         Column indices 0 … 2³²−1.
     out : (len(columns), size) array of uint32, optional
     threads : int, optional
+    cuda_stream : int, optional
+        For an ``out`` on a GPU: the handle of a stream.
 
     Returns
     -------
@@ -113,6 +120,12 @@ def words(
     """
     address = _address(seed, stream, layer)
     array, shape = _columns(columns, size)
+    if device_arrays.found(out):
+        work = device_arrays.work(cuda_stream)
+        there = device_arrays.borrowed("out", out, shape, "uint32", work, filled=True)
+        work.cuda.words(*address, array, there, work.stream, work.wait)
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
     result = outputs.output("out", out, shape, np.dtype(np.uint32), columns=array)
     _core.words(*address, array, result, thread_count(threads))
     return result if out is None else out
@@ -128,12 +141,13 @@ def normal(
     dtype: DTypeLike = "float32",
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[Any]:
     """Return standard normal numbers made from :func:`words` of the same arguments.
 
     Parameters
     ----------
-    seed, stream, size, layer, columns, threads
+    seed, stream, size, layer, columns, threads, cuda_stream
         As in :func:`words`.
     dtype : {"float32", "float64"}
         The float32 number is the float64 one to 5 units in the last place.
@@ -156,12 +170,24 @@ def normal(
     address = _address(seed, stream, layer)
     array, shape = _columns(columns, size)
     name = arguments.dtype_name(dtype)
+    if device_arrays.found(out):
+        work = device_arrays.work(cuda_stream)
+        there = device_arrays.borrowed("out", out, shape, name, work, filled=True)
+        work.cuda.normal(*address, array, there, work.stream, work.wait)
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
     result = outputs.output("out", out, shape, np.dtype(name), columns=array)
     _core.normal(*address, array, result, thread_count(threads))
     return result if out is None else out
 
 
-def box_muller(words: ArrayLike, dtype: DTypeLike = "float32", *, out: Any = None) -> NDArray[Any]:
+def box_muller(
+    words: ArrayLike,
+    dtype: DTypeLike = "float32",
+    *,
+    out: Any = None,
+    cuda_stream: int | None = None,
+) -> NDArray[Any]:
     """Return the four normals of each given block of four words.
 
     Parameters
@@ -169,6 +195,8 @@ def box_muller(words: ArrayLike, dtype: DTypeLike = "float32", *, out: Any = Non
     words : (m, 4) array of uint32
     dtype : {"float32", "float64"}
     out : (m, 4) array of ``dtype``, optional
+    cuda_stream : int, optional
+        For ``words`` and ``out`` on a GPU: the handle of a stream.
 
     Returns
     -------
@@ -183,8 +211,16 @@ def box_muller(words: ArrayLike, dtype: DTypeLike = "float32", *, out: Any = Non
     -----
     The transform inside :func:`normal`. DESIGN §4.
     """
-    blocks = arguments.words("words", words, ("blocks", 4))
     name = arguments.dtype_name(dtype)
+    if device_arrays.found(words, out):
+        work = device_arrays.work(cuda_stream)
+        given = device_arrays.borrowed("words", words, ("blocks", 4), "uint32", work, filled=False)
+        there = device_arrays.borrowed("out", out, given.shape, name, work, filled=True)
+        device_arrays.keep_apart("out", there, "words", given)
+        work.cuda.box_muller(given, there, work.stream, work.wait)
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
+    blocks = arguments.words("words", words, ("blocks", 4))
     result = outputs.output("out", out, blocks.shape, np.dtype(name), words=blocks)
     _core.box_muller(blocks, result)
     return result if out is None else out

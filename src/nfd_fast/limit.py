@@ -74,7 +74,7 @@ def solve_limit(
     ValueError
         For another parameterization than ``"depth_mup"``, an unknown coupling, and as
         :func:`nfd_fast.train`.
-    MemoryError, DivergenceError
+    MemoryError, DeviceError, DivergenceError
         As :func:`nfd_fast.train`.
 
     Examples

@@ -51,9 +51,15 @@ def require(needed: float, way_out: str) -> None:
     if needed <= SMALL:
         return
     available = available_bytes()
-    if available is not None and needed > available:
+    if available is not None:
+        compare(needed, available, way_out)
+
+
+def compare(needed: float, available: float, way_out: str, where: str = "") -> None:
+    """Raise MemoryError if ``needed`` bytes are more than ``available`` ones."""
+    if needed > available:
         raise MemoryError(
-            f"this needs about {needed / 2**30:.3g} GiB and {available / 2**30:.3g} GiB are "
+            f"this needs about {needed / 2**30:.3g} GiB{where} and {available / 2**30:.3g} GiB are "
             f"available; {way_out}"
         )
 

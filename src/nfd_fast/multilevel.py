@@ -192,7 +192,7 @@ def multilevel_limit(
     ValueError
         For depths that are not increasing multiples, an error that would take more than 10⁷
         replicas of a level, and as :func:`nfd_fast.solve_limit`.
-    MemoryError, DivergenceError
+    MemoryError, DeviceError, DivergenceError
         As :func:`nfd_fast.solve_limit`.
     MissingExtraError
         Without SciPy.

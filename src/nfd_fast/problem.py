@@ -47,6 +47,7 @@ class Problem:
     dtype: DTypeName
     threads: int
     record: tuple[str, ...]
+    device: str = "cpu"
     record_every: int = 1
     weights: Weights | None = None
     overwrite_weights: bool = False

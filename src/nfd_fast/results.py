@@ -77,6 +77,8 @@ class Run:
     data : str
         A checksum of the samples and answers of its batches, in their order: runs of equal
         ``data`` saw the same.
+    device : str
+        Where it ran: ``"cpu"`` or ``"cuda"``.
     """
 
     outputs: Array
@@ -92,6 +94,7 @@ class Run:
     noise_depth: int
     record_every: int = 1
     data: str = ""
+    device: str = "cpu"
     _save: Callable[[Path], None] | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -148,5 +151,7 @@ class Run:
         replicas = f"{len(self.seeds)} replicas, " if self.ensemble else ""
         return (
             f"Run({self.net}, {replicas}{self.losses.shape[-1] - 1} updates, "
-            f"backward={self.backward!r}, engine={self.engine!r}, dtype={self.dtype!r})"
+            f"backward={self.backward!r}, engine={self.engine!r}, dtype={self.dtype!r}"
+            + ("" if self.device == "cpu" else f", device={self.device!r}")
+            + ")"
         )

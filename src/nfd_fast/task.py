@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import _core, memory
+from nfd_fast import _core, devices, memory
 from nfd_fast.model import TRAINABLE
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def _started_with(problem: Problem, name: str) -> bool:
 
 
 def bytes_needed(problem: Problem, task: Task, engine: _core.Engine) -> float:
-    """Return the memory that :func:`run` takes, the records included."""
+    """Return the memory that :func:`run` takes: of the device, or with the records of the host."""
+    if problem.device != "cpu":
+        needed: float = devices.module().bytes(task, engine)
+        return needed
     threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
     return task.bytes(engine, threads, parallel) + problem.record_bytes()
@@ -88,10 +91,12 @@ def run(
     MemoryError
         Before any work, if the estimate exceeds what is available.
     """
+    if problem.device != "cpu":
+        return _run_on_device(problem, task, engine, way_out)
     threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
     memory.require(bytes_needed(problem, task, engine), way_out)
-    records = {name: np.full(shape, np.nan) for name, shape in problem.record_shapes.items()}
+    records = _empty_records(problem)
     state = None if problem.start is None else problem.start.arrays
     try:
         divergences = task.run(
@@ -102,6 +107,21 @@ def run(
             raise
         raise ValueError(f"{problem.start.path} is damaged: {error}") from None
     return records, divergences
+
+
+def _run_on_device(
+    problem: Problem, task: Task, engine: _core.Engine, way_out: str
+) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    memory.require(problem.record_bytes(), "take fewer replicas or updates, or record less")
+    needed = bytes_needed(problem, task, engine)
+    memory.compare(needed, devices.available_bytes(), way_out, " of the device's memory")
+    records = _empty_records(problem)
+    divergences = devices.require().run(task, engine, records, problem.progress)
+    return records, divergences
+
+
+def _empty_records(problem: Problem) -> dict[str, Array]:
+    return {name: np.full(shape, np.nan) for name, shape in problem.record_shapes.items()}
 
 
 def _replicas_in_parallel(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from nfd_fast import _core, arguments, checkpoint, engines, memory, observables
+from nfd_fast import _core, arguments, checkpoint, devices, engines, memory, observables
 from nfd_fast import progress as progress_line
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.model import BACKWARDS, SGD, ResNet, Weights
@@ -26,7 +26,6 @@ from nfd_fast.problem import (
 from nfd_fast.results import Run
 from nfd_fast.threads import thread_count
 
-DEVICES = ("cpu",)
 _QUANTITIES = ("none", "features", "adjoints", "outputs")
 
 
@@ -83,10 +82,13 @@ def train(
         so that networks of different depth share one Brownian path. Default: ``depth``.
     dtype : {"float32", "float64"}
         Type of weights, features and adjoints. Everything returned is float64.
-    device : {"cpu"}
-        Where to run.
+    device : {"cpu", "cuda"}
+        Where to run: on the processor, or on the first GPU that CUDA sees. The two share their
+        noise, and agree to rounding (the conditional engine: while its ranks do). Results are
+        returned in the memory of the processor either way.
     threads : int, optional
         Results don't depend on it. Default: the processors of this process (or OMP_NUM_THREADS).
+        Of no use on a GPU.
     weights : Weights, optional
         Start from these instead of the seed's, bit for bit; their dtype must be ``dtype``.
     overwrite_weights : bool
@@ -109,7 +111,7 @@ def train(
         with the number of replicas times passes done, from the calling thread.
     keep_state : bool
         Keep the memory of the trained network with the result, for :meth:`Run.save`; a single run.
-        Saving takes that memory once more while it writes.
+        Saving takes that memory once more while it writes. On ``"cpu"`` only.
 
     Returns
     -------
@@ -123,6 +125,9 @@ def train(
         For anything that doesn't fit together, before any work starts.
     MemoryError
         If the estimate exceeds the available memory, before allocating.
+    DeviceError
+        If ``device="cuda"`` can't be had: the text says whether this build has no such module, the
+        machine no NVIDIA driver, or no GPU. Nothing falls back. Or if CUDA fails.
     DivergenceError
         If a number stopped being finite, after all replicas have ended; ``.run`` has what was
         recorded.
@@ -144,7 +149,7 @@ def train(
     arguments.instance("sgd", sgd, SGD)
     arguments.option("backward", backward, BACKWARDS)
     arguments.option("engine", engine, engines.ENGINES)
-    arguments.option("device", device, DEVICES)
+    device = devices.checked(device)
     name = arguments.dtype_name(dtype)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
     if not len(inputs):
@@ -159,6 +164,8 @@ def train(
     keep_state = arguments.flag("keep_state", keep_state)
     if keep_state and ensemble:
         raise ValueError("keep_state needs a single seed, got several")
+    if keep_state and device != "cpu":
+        raise ValueError(f"keep_state needs device='cpu', got {device!r}")
     if weights is not None:
         if ensemble:
             raise ValueError("weights start a single network; got several seeds with them")
@@ -188,6 +195,7 @@ def train(
         weights=weights,
         overwrite_weights=overwrite,
         record=observables.names(record),
+        device=device,
         record_every=every,
         progress=progress_line.callback(progress),
         keep_state=keep_state,
@@ -221,8 +229,9 @@ def resume(
     batches : (K, B) array of int
         The next K batches, of as many samples as before.
     device, threads, record, progress, keep_state
-        As in :func:`train`. ``"feature_movement"`` (against row 0 of the whole run) and the
-        couplings can be recorded if the saved run recorded them.
+        As in :func:`train`, but for ``device``, which must be ``"cpu"``. ``"feature_movement"``
+        (against row 0 of the whole run) and the couplings can be recorded if the saved run
+        recorded them.
 
     Returns
     -------
@@ -239,7 +248,8 @@ def resume(
         As :func:`train`.
     """
     start = checkpoint.read(arguments.file_path("path", path))
-    arguments.option("device", device, DEVICES)
+    if devices.checked(device) != "cpu":
+        raise ValueError(f"device must be 'cpu' to continue a run, got {device!r}")
     net, sgd, name, expected = start.net, start.sgd, start.dtype, len(start.first_batch)
     keep_state = arguments.flag("keep_state", keep_state)
     inputs = arguments.finite_array("x", x, ("samples", net.inputs), name)
@@ -331,6 +341,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
         noise_depth=problem.net.depth * problem.fine,
         record_every=problem.record_every,
         data=problem.seen(),
+        device=problem.device,
         _save=None if not problem.keep_state else save if not failed.size else save_diverged,
     )
     if failed.size:

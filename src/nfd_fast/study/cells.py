@@ -42,6 +42,10 @@ class Work(Protocol):
     def weight(self) -> float:
         """What it costs, relative to the other cells of its grid; more than 0."""
 
+    @property
+    def device(self) -> str:
+        """Where it is computed; a GPU by one process, since a run takes all of its memory."""
+
     def compute(self, progress: Callback | bool) -> Mapping[str, Array]:
         """Compute it, in any process: it loads its own data. ``progress`` as ``train`` takes it."""
 
@@ -167,8 +171,8 @@ def run_cells(
     Raises
     ------
     ValueError
-        If ``executor`` and ``workers`` contradict each other, or (StoreError) if the store is not
-        one or damaged; before any work.
+        If ``executor`` and ``workers`` contradict each other, if several ``workers`` would share a
+        GPU, or (StoreError) if the store is not one or damaged; before any work.
     MemoryError
         If that many ``workers`` don't fit the available memory; before any work.
     OutputError
@@ -238,6 +242,11 @@ def run_cells(
 
 def _choose_workers(missing: Sequence[Work], asked: int | None) -> int:
     """Return how many processes compute these cells: as many as asked for, or as many as fit."""
+    on_device = [cell.device for cell in missing if cell.device != "cpu"]
+    if on_device and asked not in (None, 1):
+        raise ValueError(f"workers must be 1 on device {on_device[0]!r}, got {asked}")
+    if on_device:
+        return 1
     if asked is None and processes.is_daemon():
         return 1  # which may have no children
     workers = min(len(missing), threads.processors() if asked is None else asked)

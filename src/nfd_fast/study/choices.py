@@ -15,6 +15,7 @@ import nfd_fast
 from nfd_fast import arguments, data, memory
 from nfd_fast._core import ACTIVATIONS, LOSSES
 from nfd_fast.data import NAMES, DataSet
+from nfd_fast.devices import DEVICES
 from nfd_fast.model import SGD, TRAINABLE
 from nfd_fast.problem import MAX_REPLICAS
 
@@ -110,6 +111,13 @@ class Problem(Choices):
         matters=False,
         unset="the processors, shared out among the workers",
     )
+    device: str = choice(
+        "cpu",
+        "where it is computed",
+        str,
+        options=DEVICES,
+        matters=False,  # unless it is a GPU, whose numbers agree with these to rounding only
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +153,8 @@ class Problem(Choices):
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("matters")}
         if self.data_folder is not None:
             choices["data_sha256"] = self.dataset.digest
+        if self.device != "cpu":
+            choices["device"] = self.device
         choices |= more | {"version": nfd_fast.__version__}
         return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

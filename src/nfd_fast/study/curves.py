@@ -84,6 +84,7 @@ class CurveCell(Cell):
                         overwrite_weights=True,
                         backward=self.backward,
                         dtype=self.dtype,
+                        device=self.device,
                         threads=self.threads,
                         record=(),
                     )

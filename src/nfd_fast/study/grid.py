@@ -99,6 +99,7 @@ class Cell(_Training):
             "backward": self.backward,
             "engine": self.chosen_engine,
             "dtype": self.dtype,
+            "device": self.device,
             "threads": self.threads,
             "record": (),
         }

@@ -58,6 +58,7 @@ class LimitConfig(RateProblem):
             "seed": self.seed,
             "pilot": self.replicas,
             "dtype": self.dtype,
+            "device": self.device,
             "threads": self.threads,
             "progress": progress,
         }

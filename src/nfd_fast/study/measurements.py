@@ -109,6 +109,7 @@ class RateProblem(Problem):
             batches=self.batches,
             engine="conditional",
             dtype=self.dtype,
+            device=self.device,
             threads=self.threads,
             **options,
         )
@@ -174,6 +175,7 @@ class Measurement(RateProblem, ABC):
             replicas=self.replicas,
             engine="conditional",
             dtype=self.dtype,
+            device=self.device,
             threads=self.threads,
             record=record,
         ).bytes

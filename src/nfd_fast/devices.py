@@ -1,0 +1,111 @@
+"""Where problems are computed: the processor, or a GPU of NVIDIA through the module ``_cuda``.
+
+Importing the package touches none of CUDA; the first request for a device does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from nfd_fast import arguments
+from nfd_fast.exceptions import DeviceError
+
+DEVICES = ("cpu", "cuda")
+
+MODULE = "_cuda"
+"""The compiled module; tests put in its place the one that emulates it."""
+
+
+def module() -> ModuleType:
+    """Return the compiled module, which needs no device to be imported.
+
+    Raises
+    ------
+    DeviceError
+        If it was not built.
+    """
+    try:
+        return importlib.import_module(f"nfd_fast.{MODULE}")
+    except ModuleNotFoundError as error:
+        if error.name != f"nfd_fast.{MODULE}":
+            raise
+    raise DeviceError(
+        "device 'cuda' needs the compiled module nfd_fast._cuda, which this build of nfd_fast does "
+        "not have; install from source where nvcc is, with pip install . "
+        "-C cmake.define.NFD_FAST_CUDA=ON"
+    )
+
+
+def require() -> ModuleType:
+    """Return the compiled module if there is a device for it.
+
+    Raises
+    ------
+    DeviceError
+        If there is none, saying which of the module, the driver and the device is missing.
+    """
+    cuda = module()
+    runtime = _version(cuda.runtime_version())
+    if not cuda.driver_version():
+        raise DeviceError(
+            "device 'cuda' needs the NVIDIA driver, and its library libcuda was not found; install "
+            f"a driver for CUDA {runtime} or later (in a container: run it with access to the GPU, "
+            "as with --gpus all)"
+        )
+    try:
+        count = cuda.device_count()
+    except DeviceError as error:
+        raise DeviceError(
+            f"device 'cuda' needs an NVIDIA driver for CUDA {runtime}, got one for CUDA "
+            f"{_version(cuda.driver_version())}; update the driver, or build nfd_fast with an "
+            f"older CUDA ({error})"
+        ) from None
+    if not count:
+        raise DeviceError(
+            "device 'cuda' needs a GPU, and the NVIDIA driver finds none; see what nvidia-smi "
+            "lists, and whether the environment variable CUDA_VISIBLE_DEVICES hides it"
+        )
+    return cuda
+
+
+def checked(device: object) -> str:
+    """Return the name of a device that is there, or raise ValueError or :class:`DeviceError`."""
+    name = arguments.option("device", device, DEVICES)
+    if name != "cpu":
+        require()
+    return name
+
+
+def available_bytes() -> float:
+    """Return the free memory of the device that runs use."""
+    free: float = require().available()
+    return free
+
+
+def describe() -> dict[str, Any]:
+    """Return what :func:`nfd_fast.build_info` says: what was built, and the devices there are."""
+    try:
+        cuda = module()
+    except DeviceError:
+        return {"cuda": None, "cuda_devices": ()}
+    built = f"{_version(cuda.runtime_version())} for {cuda.ARCHITECTURES}"
+    try:
+        found = require().devices()
+    except DeviceError:
+        found = []
+    return {
+        "cuda": built,
+        "cuda_devices": tuple(
+            f"{entry['name']}, {entry['memory'] / 2**30:.1f} GiB ({entry['available'] / 2**30:.1f} "
+            f"free), compute capability {'.'.join(map(str, entry['compute_capability']))}, "
+            f"{entry['multiprocessors']} multiprocessors"
+            for entry in found
+        ),
+    }
+
+
+def _version(number: int) -> str:
+    """Return a version of CUDA, counted as 1000 major + 10 minor, as one writes it."""
+    return f"{number // 1000}.{number % 1000 // 10}"
