@@ -80,8 +80,11 @@ __device__ void tile_product(std::int64_t inner, T* shared, Left left, Right rig
         for (int k = 0; k < kTileInner; ++k) {
             const auto rows = *reinterpret_cast<const Quad<T>*>(lefts + k * kLeftStride + 4 * tx);
             T columns[kEach];
+            NFD_FAST_UNROLL
             for (int j = 0; j < kEach; ++j) columns[j] = rights[k * kRightStride + ty + kSide * j];
+            NFD_FAST_UNROLL
             for (int i = 0; i < 4; ++i) {
+                NFD_FAST_UNROLL
                 for (int j = 0; j < kEach; ++j) {
                     sums[i][j] = fused_multiply_add(rows.of[i], columns[j], sums[i][j]);
                 }
@@ -89,7 +92,9 @@ __device__ void tile_product(std::int64_t inner, T* shared, Left left, Right rig
         }
         __syncthreads();
     }
+    NFD_FAST_UNROLL
     for (int j = 0; j < kEach; ++j) {
+        NFD_FAST_UNROLL
         for (int i = 0; i < 4; ++i) store(4 * tx + i, ty + kSide * j, sums[i][j]);
     }
 }
@@ -323,8 +328,10 @@ __global__ void __launch_bounds__(kThreads)
     double sums[kMost][kMost] = {};
     for (std::int64_t i = chunk * length + threadIdx.x; i < end; i += kThreads) {
         double column[kMost];
+        NFD_FAST_UNROLL
         for (int b = 0; b < kMost; ++b) {
             column[b] = b < s.batch ? gram_entry(task, x[b * s.width + i]) : 0.0;
+            NFD_FAST_UNROLL
             for (int a = 0; a <= b; ++a) {
                 sums[b][a] = fused_multiply_add(column[b], column[a], sums[b][a]);
             }
@@ -332,7 +339,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     double* out = gram_place(task, s.batch, replica, layer, chunk);
     const double scale = task.chunks == 1 ? 1.0 / static_cast<double>(s.width) : 1.0;
+    NFD_FAST_UNROLL
     for (int b = 0; b < kMost; ++b) {
+        NFD_FAST_UNROLL
         for (int a = 0; a <= b; ++a) {
             const double sum = block_sum(sums[b][a], shared_memory<double>());
             if (threadIdx.x == 0 && b < s.batch) {
@@ -376,7 +385,9 @@ __global__ void __launch_bounds__(kThreads)
         load(first_column, first, columns);
         __syncthreads();
         for (int k = 0; k < kGramStep; ++k) {
+            NFD_FAST_UNROLL
             for (int i = 0; i < 2; ++i) {
+                NFD_FAST_UNROLL
                 for (int j = 0; j < 2; ++j) {
                     sums[i][j] =
                         fused_multiply_add(rows[k * kGramStride + ty + kSide * i],
@@ -388,7 +399,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     double* out = gram_place(task, s.batch, replica, layer, chunk);
     const double scale = task.chunks == 1 ? 1.0 / static_cast<double>(s.width) : 1.0;
+    NFD_FAST_UNROLL
     for (int i = 0; i < 2; ++i) {
+        NFD_FAST_UNROLL
         for (int j = 0; j < 2; ++j) {
             const std::int64_t b = first_row + ty + kSide * i, a = first_column + tx + kSide * j;
             if (b >= s.batch || a > b) continue;

@@ -35,6 +35,15 @@
 #define NFD_FAST_INLINE NFD_FAST_HD inline __attribute__((always_inline))
 #endif
 
+/// A loop of constant length that must become straight-line code to stay in registers.
+#if defined(__CUDACC__) || defined(__clang__)
+#define NFD_FAST_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define NFD_FAST_UNROLL _Pragma("GCC unroll 16")
+#else
+#define NFD_FAST_UNROLL
+#endif
+
 /// Whether the target multiplies and adds with one rounding in hardware. Where it does not,
 /// `fused_multiply_add` rounds twice: a software fma would be a hundred times slower.
 #if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || \

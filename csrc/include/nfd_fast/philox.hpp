@@ -8,15 +8,6 @@
 
 #include "nfd_fast/config.hpp"
 
-// A loop of constant length that must become straight-line code to stay in registers.
-#if defined(__CUDACC__) || defined(__clang__)
-#define NFD_FAST_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
-#define NFD_FAST_UNROLL _Pragma("GCC unroll 16")
-#else
-#define NFD_FAST_UNROLL
-#endif
-
 namespace nfd_fast {
 
 // What a word is used for: the tag field of the counter. The order is part of every stored result.

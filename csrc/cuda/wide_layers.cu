@@ -1,0 +1,165 @@
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/activate.hpp"
+#include "cuda/wide_layers.hpp"
+
+namespace nfd_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kMostRows = 65535;  // blocks of a grid in its second dimension
+
+// f(b, place in a layer) for every number of a layer.
+template <class F>
+__device__ inline void for_layer(const LayerStack& s, F f) {
+    const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= s.width) return;
+    for (std::int64_t b = blockIdx.y; b < s.batch; b += gridDim.y) f(b, b * s.width + i);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_for_layer(void (*kernel)(LayerStack, Parameters...), const LayerStack& s,
+                      cudaStream_t stream, Arguments... arguments) {
+    const dim3 grid(static_cast<unsigned>((s.width + kThreads - 1) / kThreads),
+                    static_cast<unsigned>(std::min(s.batch, kMostRows)));
+    launch(kernel, grid, kThreads, 0, stream, false, s, arguments...);
+}
+
+// What follows the product of a layer, or comes before that of the first: phi, and what the skip of
+// the next layer starts from. Null for what isn't wanted.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    activate_layer(LayerStack s, const T* layer, int step, T* activations, T* next, int* bad_step) {
+    for_layer(s, [&](std::int64_t, std::int64_t at) {
+        const T x = layer[at];
+        note_unless_finite(x, step, bad_step);
+        if (activations) activations[at] = activate(s.activation, x);
+        if (next) next[at] = x;
+    });
+}
+
+// What a matrix moves by is a product of weighted adjoints with activations. Those of a replica
+// that has diverged vanish, as its weights may be the caller's.
+template <class T>
+struct Step {
+    const double* weights;  // w_b
+    double step;            // eta beta m/sqrt(n), or 0 if nothing moves
+    T* weighted;
+    T* activations;  // of the layer below
+
+    __device__ void put(std::int64_t b, std::int64_t at, T adjoint, const int* bad_step) const {
+        if (!weighted) return;
+        if (*bad_step == kNoBadStep) {
+            weighted[at] = static_cast<T>(-step * weights[b]) * adjoint;
+        } else {
+            weighted[at] = activations[at] = T(0);
+        }
+    }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    weigh_layer(LayerStack s, const T* adjoints, Step<T> step, const int* bad_step) {
+    for_layer(s, [&](std::int64_t b, std::int64_t at) { step.put(b, at, adjoints[at], bad_step); });
+}
+
+// G_{l-1} = G_l + beta phi'(H_{l-1}) product/sqrt(n).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_adjoints(LayerStack s, const T* above, const T* features, const T* products, T scale,
+                    int bad, T* below, Step<T> step, int* bad_step) {
+    for_layer(s, [&](std::int64_t b, std::int64_t at) {
+        const T slope = scale * differentiate(s.activation, features[at]);
+        const T value =
+            s.skip ? fused_multiply_add(slope, products[at], above[at]) : slope * products[at];
+        below[at] = value;
+        step.put(b, at, value, bad_step);
+        note_unless_finite(value, bad, bad_step);
+    });
+}
+
+template <class T>
+T branch_scale(const LayerStack& s) {
+    return static_cast<T>(s.branch_factor / std::sqrt(static_cast<double>(s.width)));
+}
+
+}  // namespace
+
+template <class T>
+void WideLayers<T>::lay_out(const LayerStack& s, Arena& arena) {
+    const double layer = static_cast<double>(s.batch) * static_cast<double>(s.width);
+    arena.take(activations_, static_cast<double>(s.depth) * layer);
+    arena.take(products_, layer);
+    arena.take(weighted_, 2 * layer);
+    arena.take(workspace_, static_cast<double>(Cublas::kWorkspace + Cublas::kAlignment));
+}
+
+template <class T>
+void WideLayers<T>::prepare(const Wave<T>& wave) {
+    if (library_) return;
+    const auto address = reinterpret_cast<std::uintptr_t>(workspace_) + Cublas::kAlignment - 1;
+    library_ = std::make_shared<Library>(
+        wave.stream, reinterpret_cast<void*>(address / Cublas::kAlignment * Cublas::kAlignment));
+}
+
+template <class T>
+void WideLayers<T>::forward(const LayerStack& s, const Wave<T>& wave, const T* hidden) const {
+    const std::int64_t n = s.width, size = s.layer_size();
+    library_->forward.run(wave.stream, [&] {
+        for (std::int64_t l = 0; l <= s.depth; ++l) {
+            T* layer = wave.features + l * size;
+            if (l > 0) {
+                library_->cublas.multiply(Transpose::no, Transpose::yes, s.batch, n, n,
+                                          branch_scale<T>(s), activations_ + (l - 1) * size, n,
+                                          hidden + (l - 1) * s.matrix_size(), n, T(s.skip ? 1 : 0),
+                                          layer, n);
+            }
+            launch_for_layer(activate_layer<T>, s, wave.stream, layer, static_cast<int>(l),
+                             l < s.depth ? activations_ + l * size : nullptr,
+                             l < s.depth && s.skip ? layer + size : nullptr, wave.bad_step);
+        }
+    });
+}
+
+template <class T>
+void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden,
+                             T* backward_hidden, bool all_adjoints, bool update,
+                             double step) const {
+    const std::int64_t n = s.width, size = s.layer_size();
+    const AdjointStore<T> adjoints{wave.adjoints, all_adjoints};
+    // Of the matrix between layers l and l-1; layer 0 has none below.
+    const auto step_of = [&](std::int64_t l) {
+        const bool wanted = update && l > 0;
+        return Step<T>{wave.weights, step / std::sqrt(static_cast<double>(n)),
+                       wanted ? weighted_ + l % 2 * size : nullptr,
+                       wanted ? activations_ + (l - 1) * size : nullptr};
+    };
+    library_->backward.run(wave.stream, [&] {
+        if (update) {
+            launch_for_layer(weigh_layer<T>, s, wave.stream, adjoints.layer(s, s.depth),
+                             step_of(s.depth), wave.bad_step);
+        }
+        for (std::int64_t l = s.depth; l >= 1; --l) {
+            const std::int64_t matrix = (l - 1) * s.matrix_size();
+            const T* above = adjoints.layer(s, l);
+            library_->cublas.multiply(Transpose::no, Transpose::no, s.batch, n, n, T(1), above, n,
+                                      backward_hidden + matrix, n, T(0), products_, n);
+            for (T* moving : {hidden, backward_hidden}) {
+                if (!update || (moving == hidden && hidden == backward_hidden)) continue;
+                library_->cublas.multiply(
+                    Transpose::yes, Transpose::no, n, n, s.batch, T(1), weighted_ + l % 2 * size, n,
+                    activations_ + (l - 1) * size, n, T(1), moving + matrix, n);
+            }
+            launch_for_layer(finish_adjoints<T>, s, wave.stream, above,
+                             wave.features + (l - 1) * size, products_, branch_scale<T>(s),
+                             static_cast<int>(s.depth - (l - 1)), adjoints.layer(s, l - 1),
+                             step_of(l - 1), wave.bad_step);
+        }
+    });
+}
+
+template class WideLayers<float>;
+template class WideLayers<double>;
+
+}  // namespace nfd_fast::cuda
