@@ -20,11 +20,10 @@
 #include "cuda/activate.hpp"
 #include "cuda/crew.hpp"
 #include "cuda/engine.hpp"
+#include "cuda/noise_block.hpp"
 #include "cuda/reduction.hpp"
 #include "cuda/replicas.hpp"
 #include "nfd_fast/layer_algebra.hpp"
-#include "nfd_fast/normal.hpp"
-#include "nfd_fast/philox.hpp"
 #include "training/arena.hpp"
 
 namespace nfd_fast::cuda {
@@ -611,36 +610,30 @@ class Sweeper {
         const int quads = static_cast<int>(tile_ / 4);
         for (int unit = static_cast<int>(threadIdx.x); unit < quads * N; unit += kThreads) {
             const std::int64_t b = unit / quads, i = unit % quads * 4;
-            T z[4] = {};
+            Four<T> z{};
             if (b < count) {
                 const std::int64_t neuron = tile * tile_ + i;
+                const auto column = static_cast<std::uint32_t>(p_.column + first + b);
                 for (std::int64_t s = 1; s <= p_.fine; ++s) {
-                    const NoiseAddress address =
-                        noise_address(seed, stream, (layer - 1) * p_.fine + s);
-                    PhiloxCounter<std::uint64_t> words[1] = {
-                        {static_cast<std::uint64_t>(neuron / 4), address.c1,
-                         static_cast<std::uint64_t>(p_.column + first + b), 0}};
-                    philox4x32(words, address.key0, address.key1);
-                    const auto front = box_muller<T>(static_cast<std::uint32_t>(words[0].c0),
-                                                     static_cast<std::uint32_t>(words[0].c1));
-                    const auto back = box_muller<T>(static_cast<std::uint32_t>(words[0].c2),
-                                                    static_cast<std::uint32_t>(words[0].c3));
-                    z[0] = s == 1 ? front.first : z[0] + front.first;
-                    z[1] = s == 1 ? front.second : z[1] + front.second;
-                    z[2] = s == 1 ? back.first : z[2] + back.first;
-                    z[3] = s == 1 ? back.second : z[3] + back.second;
+                    const Four<T> fresh = made_of<T>(
+                        four_words(noise_address(seed, stream, (layer - 1) * p_.fine + s),
+                                   static_cast<std::uint32_t>(neuron / 4), column));
+#pragma unroll
+                    for (int m = 0; m < 4; ++m) {
+                        z.value[m] = s == 1 ? fresh.value[m] : z.value[m] + fresh.value[m];
+                    }
                 }
                 T* to = block_of(p_.noise, tile) + (first + b) * tile_ + i;
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
-                    if (p_.fine > 1) z[m] *= scale;
-                    if (neuron + m >= n_) z[m] = T(0);
-                    to[m] = z[m];
+                    if (p_.fine > 1) z.value[m] *= scale;
+                    if (neuron + m >= n_) z.value[m] = T(0);
                 }
+                *reinterpret_cast<Four<T>*>(to) = z;
             }
 #pragma unroll
             for (int m = 0; m < 4; ++m) {
-                right_noise_[b * tile_ + i + m] = static_cast<double>(z[m]);
+                right_noise_[b * tile_ + i + m] = static_cast<double>(z.value[m]);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 #include "cuda/device.hpp"
 #include "cuda/noise.hpp"
-#include "nfd_fast/normal.hpp"
+#include "cuda/noise_block.hpp"
 
 namespace nfd_fast::cuda {
 namespace {
@@ -14,30 +14,6 @@ constexpr unsigned kThreads = 256;
 constexpr std::int64_t kMostBlocks = 65535;  // along the second axis of a grid
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// What one Philox block gives, stored 16 bytes at a time.
-template <class T>
-struct alignas(16) Four {
-    T value[4];
-};
-
-__device__ inline Four<std::uint32_t> four_words(NoiseAddress address, std::uint32_t c0,
-                                                 std::uint32_t c2) {
-    PhiloxCounter<std::uint32_t> block[1] = {{c0, address.c1, c2, 0}};
-    philox4x32(block, address.key0, address.key1);
-    return {{block[0].c0, block[0].c1, block[0].c2, block[0].c3}};
-}
-
-template <class T>
-__device__ inline Four<T> made_of(const Four<std::uint32_t>& words) {
-    if constexpr (std::is_same_v<T, std::uint32_t>) {
-        return words;
-    } else {
-        const auto first = nfd_fast::box_muller<T>(words.value[0], words.value[1]);
-        const auto second = nfd_fast::box_muller<T>(words.value[2], words.value[3]);
-        return {{first.first, first.second, second.first, second.second}};
-    }
-}
 
 // Stores the first `count`, at most four.
 template <class T>
