@@ -884,6 +884,7 @@ class Sweeper {
         for (std::int64_t i = threadIdx.x; i < batch_ * tile_; i += kThreads) to[i] = T(0);
     }
     __device__ void square_accumulated() const {
+        __syncthreads();  // the last sweep had a neuron to a thread
         for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
             const T* from = block_of(p_.accumulated, tile);
             double sum = 0;
