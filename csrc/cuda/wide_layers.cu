@@ -145,12 +145,13 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
             const T* above = adjoints.layer(s, l);
             library_->cublas.multiply(Transpose::no, Transpose::no, s.batch, n, n, T(1), above, n,
                                       backward_hidden + matrix, n, T(0), products_, n);
-            for (T* moving : {hidden, backward_hidden}) {
-                if (!update || (moving == hidden && hidden == backward_hidden)) continue;
+            const auto move = [&](T* matrices) {
                 library_->cublas.multiply(
                     Transpose::yes, Transpose::no, n, n, s.batch, T(1), weighted_ + l % 2 * size, n,
-                    activations_ + (l - 1) * size, n, T(1), moving + matrix, n);
-            }
+                    activations_ + (l - 1) * size, n, T(1), matrices + matrix, n);
+            };
+            if (update) move(hidden);
+            if (update && backward_hidden != hidden) move(backward_hidden);
             launch_for_layer(finish_adjoints<T>, s, wave.stream, above,
                              wave.features + (l - 1) * size, products_, branch_scale<T>(s),
                              static_cast<int>(s.depth - (l - 1)), adjoints.layer(s, l - 1),
