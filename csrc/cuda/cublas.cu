@@ -1,6 +1,7 @@
 #include <atomic>
 #include <initializer_list>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/cublas.hpp"

@@ -18,10 +18,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kGroup = 32;  // columns of a batch
 constexpr std::int64_t kMostStrips = 16384;
 
-// Numbers of the inner index in a chunk: as many bytes in either precision.
-template <class T>
-constexpr int kChunk = 1024 / sizeof(T);
-
 template <class T>
 struct alignas(16) Four {
     T of[4];
@@ -55,8 +51,10 @@ struct Layers {
 template <class T, int kGroups>
 struct Shared {
     static constexpr int packed = kGroup * kGroups;
+    // Numbers of the inner index in a chunk: as many bytes of a batch for every type and size.
+    static constexpr int chunk = static_cast<int>((std::size_t{1} << 15) / (packed * sizeof(T)));
     static constexpr int batch_stride = packed + 4;
-    static constexpr int row_stride = kChunk<T> + 4;  // of a strip's rows
+    static constexpr int row_stride = chunk + 4;  // of a strip's rows
 
     T* batch;     // (chunk, packed)
     T* sums;      // (warps, strip, packed)
@@ -65,16 +63,16 @@ struct Shared {
     T* weighted;  // (packed, strip): -step/sqrt(n) w_b phi(H)
 
     static constexpr std::size_t bytes(bool backward) {
-        const std::size_t chunk = kChunk<T>, columns = packed, strip = kStrip;
-        return sizeof(T) * (chunk * batch_stride + kWarps * strip * columns + strip * row_stride +
-                            (backward ? strip * (chunk + columns) : 0));
+        return sizeof(T) * static_cast<std::size_t>(chunk * batch_stride +
+                                                    kWarps * kStrip * packed + kStrip * row_stride +
+                                                    (backward ? kStrip * (chunk + packed) : 0));
     }
     __device__ explicit Shared(T* at)
         : batch(at),
-          sums(batch + kChunk<T> * batch_stride),
+          sums(batch + chunk * batch_stride),
           matrix(sums + kWarps * kStrip * packed),
           step(matrix + kStrip * row_stride),
-          weighted(step + kChunk<T> * kStrip) {}
+          weighted(step + chunk * kStrip) {}
 };
 
 // For all `at` < count: the block's threads take turns, and have many loads on their way before the
@@ -157,7 +155,7 @@ class Strip {
     // H_l = H_{l-1} + beta W phi(H_{l-1})/sqrt(n), with `loaded` rows of the first chunk.
     __device__ void forward(std::int64_t l, T scale, bool loaded) const {
         Sums sums{};
-        for (std::int64_t start = 0; start < s_.width; start += kChunk<T>) {
+        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
             if (start > 0) __syncthreads();  // the chunk before has been read
             if (start > 0 || !loaded) load_rows(l, start);
             load_batch(l - 1, start);
@@ -180,7 +178,7 @@ class Strip {
     // G_{l-1} = G_l + beta phi'(H_{l-1}) (W'^T G_l)/sqrt(n), and the step of the strip's columns.
     __device__ void backward(std::int64_t l, T scale, bool loaded) const {
         Sums sums{};
-        for (std::int64_t start = 0; start < s_.width; start += kChunk<T>) {
+        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
             const int count = inner_count(start);
             if (start > 0 || !loaded) load_columns(l, start);
             load_batch(l, start);
@@ -231,7 +229,7 @@ class Strip {
 
     __device__ int inner_count(std::int64_t start) const {
         const std::int64_t left = s_.width - start;
-        return static_cast<int>(left < kChunk<T> ? left : kChunk<T>);
+        return static_cast<int>(left < Here::chunk ? left : Here::chunk);
     }
     // Each warp has as many, a multiple of four.
     __device__ static int per_warp(int count) {
@@ -345,14 +343,16 @@ class Strip {
 
     // sum_b G[b] weighted[b]^T: a thread has whole rows of the chunk.
     __device__ void find_step(int count) const {
-        constexpr int kRows = kChunk<T> / kThreads;
+        constexpr int kRows = (Here::chunk + kThreads - 1) / kThreads;
         T sums[kRows][kStrip] = {};
         for (int b = 0; b < static_cast<int>(s_.batch); b += 4) {
             Four<T> adjoints[kRows];
             NFD_FAST_UNROLL
             for (int row = 0; row < kRows; ++row) {
-                adjoints[row] = *reinterpret_cast<const Four<T>*>(
-                    shared_.batch + (thread_ + row * kThreads) * Here::batch_stride + b);
+                // Threads that a small chunk leaves idle look at its last row.
+                const int k = at_most(thread_ + row * kThreads, Here::chunk - 1);
+                adjoints[row] =
+                    *reinterpret_cast<const Four<T>*>(shared_.batch + k * Here::batch_stride + b);
             }
             NFD_FAST_UNROLL
             for (int inner = 0; inner < 4; ++inner) {
@@ -464,7 +464,8 @@ Kernels<T> kernels_of_groups() {
 }
 template <class T>
 Kernels<T> kernels_for(const LayerStack& s) {
-    return s.batch <= kGroup ? kernels_of_groups<T, 1>() : kernels_of_groups<T, 2>();
+    if (s.batch <= kGroup) return kernels_of_groups<T, 1>();
+    return s.batch <= 2 * kGroup ? kernels_of_groups<T, 2>() : kernels_of_groups<T, 4>();
 }
 
 std::int64_t strips_of(const LayerStack& s) { return (s.width + kStrip - 1) / kStrip; }

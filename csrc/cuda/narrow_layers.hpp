@@ -13,13 +13,15 @@
 
 namespace nfd_fast::cuda {
 
-// The widest layers and batches that are taken for narrow; beyond, cuBLAS is faster. Both are
-// limits of sense: the kernels run for any width, but a batch has to fit their registers.
+// Where one launch is expected to be faster than cuBLAS and the launches between its products. The
+// batch is a hard limit, as it has to fit the kernels' registers; the others are not.
+constexpr std::int64_t kMostNarrowBatch = 128;
 constexpr std::int64_t kMostNarrowWidth = 1024;
-constexpr std::int64_t kMostNarrowBatch = 64;
+constexpr std::int64_t kMostNarrowLayer = 65536;
 
 inline bool is_narrow(const LayerStack& s) {
-    return s.width <= kMostNarrowWidth && s.batch <= kMostNarrowBatch;
+    return s.batch <= kMostNarrowBatch && s.width <= kMostNarrowWidth &&
+           s.layer_size() <= kMostNarrowLayer;
 }
 
 template <class T>

@@ -157,6 +157,14 @@ class Replicas {
         *halt_ = 0;
     }
 
+    // Nothing is taken from the device that is still at work.
+    ~Replicas() {
+        cudaStreamSynchronize(stream_.get());
+        w_.hidden = Hidden<T>{};
+    }
+    Replicas(const Replicas&) = delete;
+    Replicas& operator=(const Replicas&) = delete;
+
     void train() {
         const std::int64_t samples = samples_used(p_), indices = p_.updates * p_.stack.batch;
         copy(w_.network.x, p_.x, samples * p_.inputs);
@@ -370,7 +378,7 @@ class Replicas {
     Wave<T> forward_, backward_;
     RecordedRow rest_;  // what the hidden layers don't write
     int living_ = 0;
-    Stream stream_;  // the last, as it is waited for before the memory goes
+    Stream stream_;
 };
 
 template <class T, template <class> class Hidden>
