@@ -11,6 +11,9 @@ ORACLE ?= oracle
 BIN = $(VENV)/bin
 
 comma = ,
+# Tests also run the kernels of CUDA, on the processor.
+EMULATION = OFF
+configured = --config-settings=cmake.define.NFD_FAST_CUDA_EMULATION=$(EMULATION)
 sources := $(shell find csrc src -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 stamp = $(VENV)/installed-$(subst $(comma),-,$(1))
 
@@ -22,6 +25,7 @@ study: $(call stamp,study)
 	$(BIN)/nfd-fast rates $(RATES)
 
 test: EXTRAS = study,test$(if $(ORACLE),$(comma)$(ORACLE))
+test: EMULATION = ON
 test: $(call stamp,study-test$(if $(ORACLE),-$(ORACLE)))
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -33,8 +37,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-%: $(sources) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .
-	$(BIN)/python -m pip install --quiet ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(configured) .
+	$(BIN)/python -m pip install --quiet $(configured) ".[$(EXTRAS)]"
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/dlpack.hpp"
+#include "cuda/cublas.hpp"
 #include "cuda/devices.hpp"
 
 namespace nfd_fast::bindings {
@@ -92,6 +93,10 @@ void register_devices(py::module_& module) {
         return found;
     });
     module.def("available", &cuda::available_bytes, "Free memory of the current device, in bytes.");
+    module.def("set_cublas_path", &cuda::set_cublas_path, py::arg("path"));
+    module.def("cublas_path", &cuda::cublas_path, "What was loaded; empty if nothing was found.");
+    module.def("allow_tf32", &cuda::allow_tf32, py::arg("allowed"));
+    module.def("tf32_allowed", &cuda::tf32_allowed);
     module.attr("ARCHITECTURES") = NFD_FAST_CUDA_ARCHITECTURES;
 
     py::class_<OwnedArray>(module, "OwnedArray", py::module_local())

@@ -10,6 +10,8 @@
 #include <dlfcn.h>
 #endif
 
+#include "cuda/device.hpp"
+
 namespace nfd_fast::cuda {
 namespace {
 

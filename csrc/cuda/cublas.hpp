@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "cuda/device.hpp"
+using cudaStream_t = struct CUstream_st*;  // as CUDA has it
 
 namespace nfd_fast::cuda {
 

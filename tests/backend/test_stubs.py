@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nfd_fast import _core
 ROOT = Path(__file__).parents[2]
 STUB = ast.parse((ROOT / "src" / "nfd_fast" / "_core.pyi").read_text(encoding="utf-8"))
 ALLOWED = Path(__file__).with_name("stubtest_allowlist.txt")
+ALLOWED_CUDA = Path(__file__).with_name("stubtest_allowlist_cuda.txt")
 STUBTEST = [sys.executable, "-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml"]
 REALS = frozenset({"float32", "float64"})
 TASKS = (_core.TrainingTask32, _core.TrainingTask64)
@@ -24,8 +26,13 @@ TASKS = (_core.TrainingTask32, _core.TrainingTask64)
 def test_stubtest_finds_no_difference() -> None:
     """Names, enumerations and classes; entries that are no longer needed are errors too."""
     pytest.importorskip("mypy", reason="stubtest is part of mypy (extra 'test')")
+    modules, allowed = ["nfd_fast._core", "nfd_fast.cython_api"], [ALLOWED]
+    if importlib.util.find_spec("nfd_fast._cuda") is not None:
+        modules.append("nfd_fast._cuda")
+        allowed.append(ALLOWED_CUDA)
+    lists = [f"--allowlist={path}" for path in allowed]
     done = subprocess.run(
-        [*STUBTEST, "--allowlist", str(ALLOWED), "nfd_fast._core", "nfd_fast.cython_api"],
+        [*STUBTEST, *modules, *lists],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -38,6 +38,7 @@ class Count:
     action: str = ""
     folder: Path | None = None
     needs: float = 0.0
+    device: str = "cpu"
 
     @property
     def description(self) -> str:
@@ -369,6 +370,15 @@ def pools(monkeypatch):
         return 1
 
     return count
+
+
+def test_one_worker_for_a_gpu(pools, store):
+    """A run takes all the memory there."""
+    grid = [Count(number, device="cuda") for number in range(3)]
+    with pytest.raises(ValueError, match="workers must be 1 on device 'cuda', got 2"):
+        pools(grid, store, workers=2)
+    assert pools(grid, store) == 1
+    assert pools(grid, store, workers=1) == 1
 
 
 @pytest.mark.parametrize(

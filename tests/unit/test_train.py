@@ -75,7 +75,7 @@ def train(**changes: Any) -> nfd.Run:
         ({"seed": [3, -1]}, "seed[1] must be an integer in 0 ... 2**64 - 1, got -1"),
         ({"backward": "free"}, "backward must be one of 'reused', 'decoupled', got 'free'"),
         ({"engine": "fast"}, "engine must be one of 'auto', 'dense', 'conditional', got 'fast'"),
-        ({"device": "tpu"}, "device must be one of 'cpu', got 'tpu'"),
+        ({"device": "tpu"}, "device must be one of 'cpu', 'cuda', got 'tpu'"),
         ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64', got 'float16'"),
         ({"dtype": None}, "dtype must be one of 'float32', 'float64', got None"),
         ({"noise_depth": 3}, "noise_depth must be a multiple of depth=2, got 3"),

@@ -1,0 +1,34 @@
+"""What tests of several folders share: the CUDA backend, emulated and on a device."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from nfd_fast import devices
+from nfd_fast.exceptions import DeviceError
+
+EMULATION = "_cuda_emulated"
+
+
+@pytest.fixture
+def gpu() -> ModuleType:
+    """Return the compiled module where there is a GPU."""
+    try:
+        return devices.require()
+    except DeviceError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the backend that ``device="cuda"`` then is: its kernels on the processor, or a GPU."""
+    if request.param == "emulated":
+        if importlib.util.find_spec(f"nfd_fast.{EMULATION}") is None:
+            pytest.skip("this build has no emulation: -C cmake.define.NFD_FAST_CUDA_EMULATION=ON")
+        monkeypatch.setattr(devices, "MODULE", EMULATION)
+        return devices.require()
+    module: ModuleType = request.getfixturevalue("gpu")
+    return module

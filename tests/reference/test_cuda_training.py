@@ -1,0 +1,334 @@
+"""``device="cuda"`` against the engines of the processor: the same paths, to rounding."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nfd_fast as nfd
+from nfd_fast import ACTIVATIONS, devices, memory, observables
+
+# Relative to the largest entry of each observable. Both devices round the same formulas in the same
+# dtype, in another order: the argument of test_engine.py, whose bound this is, in float32. In
+# float64 it would be 6e-13; the promise is 1e-10, which leaves room for the tolerance of ranks.
+TOLERANCE = {"float32": 2500 * float(np.finfo(np.float32).eps), "float64": 1e-10}
+
+ENGINES = ("dense", "conditional")
+X = np.array([[1.0, 0.4, -0.3], [-0.5, 1.1, 0.8], [0.9, -0.7, 1.2], [0.2, 0.3, -1.4]])
+Y = np.array([1.0, -0.5, 0.3, -2.0])
+ROUND = ((0, 1), (2, 3), (1, 2))
+
+
+def everything(engine: str, backward: str) -> tuple[str, ...]:
+    """Return every observable that the engine has."""
+    names = [name for name in observables.OBSERVABLES if name not in observables.CONDITIONAL]
+    if engine == "conditional":
+        names += [
+            name
+            for name in observables.CONDITIONAL
+            if backward == "reused" or name not in observables.COUPLINGS
+        ]
+    return tuple(names)
+
+
+def arrays(run: nfd.Run) -> dict[str, np.ndarray]:
+    """Return every array of a run by name, those in tuples too."""
+    found = {}
+    for name, value in run.observables.items():
+        parts = value._asdict() if isinstance(value, tuple) else {"": value}
+        found |= {f"{name} {part}": np.asarray(array) for part, array in parts.items()}
+    return found
+
+
+def assert_same_run(found: nfd.Run, expected: nfd.Run) -> None:
+    assert (found.device, expected.device) == ("cuda", "cpu")
+    assert found.engine == expected.engine
+    there, here = arrays(found), arrays(expected)
+    assert there.keys() == here.keys()
+    # A Gram's eigenvalues are as accurate as its largest entry; couplings are squares of
+    # differences between numbers of order one.
+    for name, wanted in here.items():
+        value = there[name]
+        assert value.dtype == np.float64
+        assert value.shape == wanted.shape
+        np.testing.assert_array_equal(np.isnan(value), np.isnan(wanted))
+        if name.startswith("ranks"):
+            np.testing.assert_array_equal(value, wanted)
+            continue
+        scale = np.nanmax(np.abs(wanted), initial=0.0)
+        if name.startswith(("min_eigenvalues", "coupling", "backward_coupling")):
+            scale = max(scale, 1.0)
+        difference = np.nanmax(np.abs(value - wanted), initial=0.0)
+        assert difference <= TOLERANCE[found.dtype] * scale, (name, difference / scale)
+
+
+def train(device: str, *, engine: str, **given: Any) -> nfd.Run:
+    """Train a small network; sizes and options in one place."""
+    options: dict[str, Any] = {"width": 9, "depth": 2, "outputs": 1, "rate": 0.1} | given
+    shape = {name: options.pop(name) for name in ("width", "depth", "outputs")}
+    for name in ("activation", "parameterization", "horizon"):
+        if name in options:
+            shape[name] = options.pop(name)
+    net = nfd.ResNet(inputs=3, **shape)
+    sgd = {name: options.pop(name) for name in ("loss", "train") if name in options}
+    y = np.outer(Y, 1.0 + np.arange(net.outputs)) / net.outputs
+    if sgd.get("loss") == "cross_entropy":
+        y = np.arange(4) % net.outputs
+    backward = options.setdefault("backward", "reused")
+    options = {
+        "batches": ROUND,
+        "seed": 11,
+        "dtype": "float64",
+        "record": everything(engine, backward),
+    } | options
+    rate = options.pop("rate")
+    return nfd.train(net, nfd.SGD(rate, **sgd), X, y, device=device, engine=engine, **options)
+
+
+def assert_agreement(**options: Any) -> None:
+    assert_same_run(train("cuda", **options), train("cpu", **options))
+
+
+pytestmark = pytest.mark.usefixtures("cuda")
+of_engines = pytest.mark.parametrize("engine", ENGINES)
+of_backwards = pytest.mark.parametrize("backward", ["reused", "decoupled"])
+
+
+@of_backwards
+@of_engines
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parameterization", ["depth_mup", "mup", "mlp"])
+def test_parameterizations(parameterization: str, dtype: str, engine: str, backward: str) -> None:
+    assert_agreement(
+        engine=engine, backward=backward, dtype=dtype, parameterization=parameterization
+    )
+
+
+@of_backwards
+@of_engines
+@pytest.mark.parametrize(("loss", "outputs"), [("mse", 3), ("cross_entropy", 2)])
+def test_losses_and_outputs(loss: str, outputs: int, engine: str, backward: str) -> None:
+    assert_agreement(engine=engine, backward=backward, loss=loss, outputs=outputs)
+
+
+@of_engines
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str, engine: str) -> None:
+    assert_agreement(engine=engine, activation=activation)
+
+
+@of_backwards
+@of_engines
+@pytest.mark.parametrize("train", [(), ("input",), ("hidden",), ("readout",), ("input", "readout")])
+def test_train_subsets(train: tuple[str, ...], engine: str, backward: str) -> None:
+    assert_agreement(engine=engine, backward=backward, train=train)
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "n=1": {"width": 1, "depth": 1},
+    "n=2, B=5": {"width": 2, "batches": ((0, 1, 2, 3, 0), (3, 2, 1, 0, 1))},
+    "n=3, more columns than n": {"width": 3, "batches": ROUND * 2, "rate": 0.03},
+    "one sample": {"width": 17, "batches": ((0,), (1,), (0,))},
+    "a sample twice": {"width": 17, "batches": ((0, 0, 1), (1, 0, 0))},
+    "deep": {"width": 17, "depth": 12},
+    "n=300": {"width": 300},
+    "many updates": {"width": 33, "batches": ROUND * 6, "rate": 0.05},
+    "a horizon": {"width": 17, "horizon": 2.5},
+    "learning rate 0": {"width": 17, "rate": 0.0},
+    "fine noise": {"width": 17, "noise_depth": 6},
+}
+
+
+@of_backwards
+@of_engines
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes(case: str, engine: str, backward: str) -> None:
+    assert_agreement(engine=engine, backward=backward, **SIZES[case])
+
+
+@of_engines
+@pytest.mark.parametrize("every", [2, 4])
+def test_some_layers_are_recorded(every: int, engine: str) -> None:
+    assert_agreement(engine=engine, depth=4, record=("features", "adjoints"), record_every=every)
+
+
+@of_engines
+@pytest.mark.parametrize("record", [(), ("adjoints",), ("feature_kernels",), ("min_eigenvalues",)])
+def test_records_one_by_one(record: tuple[str, ...], engine: str) -> None:
+    """What is not asked for is not missed."""
+    assert_agreement(engine=engine, record=record)
+
+
+ENSEMBLE = (3, 0, 2**40 + 1, 17, 2**64 - 1)
+
+
+@of_backwards
+@of_engines
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_replica_is_the_single_run(dtype: str, engine: str, backward: str) -> None:
+    """Replica r has the bits of the run with its seed, and all agree with the processor."""
+    options: dict[str, Any] = {"engine": engine, "backward": backward, "dtype": dtype}
+    together = train("cuda", seed=ENSEMBLE, **options)
+    assert_same_run(together, train("cpu", seed=ENSEMBLE, **options))
+    for replica, seed in enumerate(ENSEMBLE):
+        alone = arrays(train("cuda", seed=seed, **options))
+        for name, array in arrays(together).items():
+            np.testing.assert_array_equal(array[replica], alone[name], err_msg=name)
+
+
+@of_backwards
+@of_engines
+def test_the_same_seed_gives_the_same_bits(engine: str, backward: str) -> None:
+    options: dict[str, Any] = {"engine": engine, "backward": backward, "width": 40}
+    first, second = (arrays(train("cuda", dtype="float32", **options)) for _ in range(2))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+@of_engines
+def test_divergence_is_the_processor_s(engine: str) -> None:
+    """Of some replicas: the others go on, rows that were not reached are NaN."""
+    options: dict[str, Any] = {
+        "engine": engine,
+        "activation": "identity",
+        "rate": 1e160,
+        "seed": range(3),
+        "batches": ROUND * 2,
+    }
+    failures = []
+    for device in ("cuda", "cpu"):
+        with pytest.raises(nfd.DivergenceError) as caught:
+            train(device, **options)
+        failures.append(caught.value)
+    there, here = failures
+    assert str(there) == str(here)
+    assert there.run is not None
+    assert here.run is not None
+    np.testing.assert_array_equal(np.isnan(there.run.losses), np.isnan(here.run.losses))
+
+
+@of_backwards
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_given_weights(backward: str, overwrite: bool) -> None:
+    """They start the run, and are trained in place if that is asked."""
+    net = nfd.ResNet(width=17, depth=3, inputs=3)
+    runs, ends = [], []
+    for device in ("cuda", "cpu"):
+        weights = nfd.initial_weights(net, 5, backward, dtype="float64")
+        options: dict[str, Any] = {"weights": weights, "overwrite_weights": overwrite}
+        run = nfd.train(
+            net,
+            nfd.SGD(0.1),
+            X,
+            Y,
+            batches=ROUND,
+            backward=backward,
+            dtype="float64",
+            device=device,
+            **options,
+        )
+        runs.append(run)
+        ends.append(weights)
+    assert_same_run(*runs)
+    start = nfd.initial_weights(net, 5, backward, dtype="float64")
+    for name in ("input", "hidden", "readout", "backward_hidden"):
+        there, here, before = (getattr(weights, name) for weights in (*ends, start))
+        if there is None:
+            assert backward == "reused"
+            continue
+        np.testing.assert_allclose(there, here, rtol=1e-10, atol=1e-10)
+        assert np.array_equal(there, before) is not overwrite
+
+
+def test_limits_run_there() -> None:
+    net = nfd.ResNet(width=1, depth=3, inputs=3)
+    options: dict[str, Any] = {"batches": ROUND, "particles": 50, "dtype": "float64"}
+    runs = [
+        nfd.solve_limit(net, nfd.SGD(0.3), X, Y, coupling="reused", device=device, **options)
+        for device in ("cuda", "cpu")
+    ]
+    assert_same_run(*runs)
+
+
+@of_engines
+def test_progress_is_reported(engine: str) -> None:
+    seen: list[tuple[int, int]] = []
+    train("cuda", engine=engine, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+
+
+@of_engines
+def test_an_error_of_the_progress_function_ends_the_run(engine: str) -> None:
+    """By the same way as Ctrl-C: what it raises is raised, once the device has stopped."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        train("cuda", engine=engine, batches=ROUND * 100, progress=stop, record=())
+    assert np.isfinite(train("cuda", engine=engine).losses).all()  # nothing is left behind
+
+
+@of_engines
+def test_ctrl_c(engine: str) -> None:
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train("cuda", engine=engine, width=64, batches=ROUND * 100_000, record=())
+    finally:
+        timer.join()
+
+
+@of_engines
+def test_memory_is_checked_before_anything_is_taken(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(devices, "available_bytes", lambda: 1000.0)
+    message = "GiB of the device's memory and 9.31e-07 GiB are available; take a smaller width"
+    with pytest.raises(MemoryError, match=re.escape(message)):
+        train("cuda", engine=engine)
+
+
+def test_records_need_memory_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**24)
+    with pytest.raises(MemoryError, match="take fewer replicas or updates, or record less"):
+        train("cuda", engine="conditional", record=("features",), width=2**20)
+
+
+def test_estimates() -> None:
+    net, sizes = nfd.ResNet(300, 4, 3), {"updates": 3, "batch": 2}
+    for engine, least in (("dense", 4 * 4 * 300**2), ("conditional", 4 * 4 * 300 * 6)):
+        found = nfd.estimate_memory(net, nfd.SGD(0.1), engine=engine, device="cuda", **sizes)
+        assert found.engine == engine
+        assert found.bytes > least
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: train("cuda", engine="dense", keep_state=True), "keep_state needs device='cpu'"),
+        (lambda: train("gpu", engine="dense"), "device must be one of 'cpu', 'cuda', got 'gpu'"),
+    ],
+)
+def test_what_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_run_says_where_it_ran(cuda: ModuleType) -> None:
+    assert "device='cuda'" in repr(train("cuda", engine="dense"))
+    assert "device" not in repr(train("cpu", engine="dense"))
+    info = nfd.build_info()
+    assert str(info["cuda"]).endswith(cuda.ARCHITECTURES)
+    assert len(info["cuda_devices"]) == cuda.device_count()  # type: ignore[arg-type]
