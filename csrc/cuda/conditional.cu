@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "cuda/activate.hpp"
 #include "cuda/crew.hpp"
@@ -137,24 +138,39 @@ __device__ inline void load_row(const T* row, T (&value)[N]) {
     }
 }
 
-// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile.
+// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile. Many
+// columns are asked for before the first is used: that, and not arithmetic, is what takes time.
 template <int N, class T>
-__device__ inline void combine(const T* column, std::int64_t apart, std::int64_t count,
+__device__ inline void combine(const T* column, std::int64_t apart, std::int64_t columns,
                                const T* coefficients, std::int64_t stride, T (&sum)[N]) {
-#pragma unroll 4
-    for (int i = 0; i < static_cast<int>(count); ++i) {
-        const T value = column[i * apart];
-        T factor[N];
-        load_row<N>(coefficients + i * stride, factor);
+    constexpr int at_once = sizeof(T) == sizeof(float) ? 16 : 8;
+    const int count = static_cast<int>(columns);
+    for (int i = 0; i < count; i += at_once) {
+        T value[at_once];
 #pragma unroll
-        for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value, factor[b], sum[b]);
+        for (int m = 0; m < at_once; ++m) {
+            value[m] = i + m < count ? column[(i + m) * apart] : T(0);
+        }
+#pragma unroll
+        for (int m = 0; m < at_once; ++m) {
+            if (i + m >= count) break;
+            T factor[N];
+            load_row<N>(coefficients + (i + m) * stride, factor);
+#pragma unroll
+            for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value[m], factor[b], sum[b]);
+        }
     }
 }
 
 // One block of a pass.
 template <class T, int N>
 class Sweeper {
+    using Algebra = LayerAlgebra<T, Crew>;
+    static constexpr std::int64_t kScratch = 64;  // numbers
+
   public:
+    // Lives in shared memory itself, in front of what it keeps there: one for the block, made by
+    // one thread. (What a thread keeps on its stack is as far away as the neurons.)
     __device__ explicit Sweeper(const Pass<T>& pass)
         : p_(pass),
           replica_(blockIdx.x / static_cast<unsigned>(pass.members)),
@@ -164,37 +180,32 @@ class Sweeper {
           n_(pass.stack.width),
           tile_(pass.tile_width),
           row_(pass.rules.padded(batch_)),
-          stored_(batch_ > N) {
-        auto* shared = shared_memory<unsigned char>();
+          stored_(batch_ > N),
+          memory_(of_replica()),
+          crew_(crew_size(pass), nullptr, 0) {
+        auto* shared = shared_memory<unsigned char>() + rounded(sizeof(Sweeper));
         const auto take = [&shared](std::int64_t bytes) {
             unsigned char* taken = shared;
-            shared += (bytes + 63) / 64 * 64;
+            shared += rounded(bytes);
             return taken;
         };
         right_ = reinterpret_cast<double*>(take(N * tile_ * 8));
         right_noise_ = reinterpret_cast<double*>(take(N * tile_ * 8));
-        scratch_ = reinterpret_cast<double*>(take(kWarps * 8));
-        step_ = reinterpret_cast<Step<T>*>(take(sizeof(Step<T>)));
-        memory_ = reinterpret_cast<LayerMemory*>(take(sizeof(LayerMemory)));
-        head_ = reinterpret_cast<Head*>(take(sizeof(Head)));
+        scratch_ = reinterpret_cast<double*>(take(kScratch * 8));
+        crew_ = Crew(crew_size(pass), scratch_, kScratch);
+        new (&algebra_) Algebra(memory_, p_.rules, crew_, step_);
         if (p_.step_shared) {
             region_ = take(p_.step_bytes);
             combined_ = reinterpret_cast<double*>(take(p_.slot_size * 8));
+            lay_out(region_);
         } else {
             combined_ = p_.combined + (replica_ * 2 + (member_ == 0 ? 0 : 1)) * p_.slot_size;
         }
-        if (threadIdx.x == 0) {
-            *memory_ = of_replica();
-            if (p_.step_shared) lay_out(region_);
-        }
-        __syncthreads();
     }
 
     static std::int64_t shared_bytes(const Pass<T>& p) {
-        const auto rounded = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
-        std::int64_t bytes = 2 * rounded(N * p.tile_width * 8) + rounded(kWarps * 8) +
-                             rounded(sizeof(Step<T>)) + rounded(sizeof(LayerMemory)) +
-                             rounded(sizeof(Head));
+        std::int64_t bytes =
+            rounded(sizeof(Sweeper)) + 2 * rounded(N * p.tile_width * 8) + rounded(kScratch * 8);
         if (p.step_shared) bytes += rounded(p.step_bytes) + rounded(p.slot_size * 8);
         return bytes;
     }
@@ -225,6 +236,11 @@ class Sweeper {
     }
 
   private:
+    static NFD_FAST_HD std::int64_t rounded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+    static __device__ int crew_size(const Pass<T>& p) {
+        return p.memory.capacity * p.stack.batch >= kBlockCrewFrom ? kThreads : kWarp;
+    }
+
     __device__ bool forward() const { return side_ == kFeatures; }
     __device__ Side other() const { return opposite(side_); }
     __device__ bool reused() const { return p_.rules.reused; }
@@ -235,7 +251,7 @@ class Sweeper {
         return forward() ? index + 1 : p_.stack.depth - index;
     }
     __device__ std::int64_t rank(Side side, std::int64_t layer) const {
-        return memory_->ranks[side][layer - 1];
+        return memory_.ranks[side][layer - 1];
     }
 
     // --- Where things are ---
@@ -254,13 +270,13 @@ class Sweeper {
         m.features += p_.stack.depth * m.capacity * batch_ * replica_;
         return m;
     }
-    __device__ void lay_out(unsigned char* region) const {
+    __device__ void lay_out(unsigned char* region) {
         Arena arena(region);
-        step_->lay_out(arena, memory_->capacity, batch_, row_);
+        step_.lay_out(arena, memory_.capacity, batch_, row_);
     }
     __device__ T* tile_of(T* array, std::int64_t layer, std::int64_t tile) const {
         return array + ((replica_ * p_.stack.depth + layer - 1) * p_.tiles + tile) *
-                           memory_->capacity * tile_;
+                           memory_.capacity * tile_;
     }
     // Of the arrays (replicas, tiles, B, tile).
     __device__ T* block_of(T* array, std::int64_t tile) const {
@@ -322,8 +338,8 @@ class Sweeper {
     // Says that this block has done its share.
     __device__ void arrive() {
         __syncthreads();
-        ++phase_;
         if (threadIdx.x == 0) {
+            ++phase_;
             __threadfence();
             add_release(&meeting().arrived);
         }
@@ -339,8 +355,8 @@ class Sweeper {
     __device__ void publish(std::int64_t index, int command) {
         if (p_.step_shared) copy_bytes(region_, p_.step_bytes, published_step(index));
         if (threadIdx.x == 0) {
-            *head_ = {step_->p, step_->q, step_->rank, step_->refined, step_->uses_other, command};
-            published_head(index) = *head_;
+            head_ = {step_.p, step_.q, step_.rank, step_.refined, step_.uses_other, command};
+            published_head(index) = head_;
         }
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -366,7 +382,7 @@ class Sweeper {
         for (std::int64_t i = threadIdx.x; i < bytes / 16; i += kThreads) target[i] = source[i];
     }
     // Takes over what was published of a layer, from byte `from` of the arrays on.
-    __device__ void take_over(std::int64_t index, std::int64_t from) const {
+    __device__ void take_over(std::int64_t index, std::int64_t from) {
         unsigned char* published = published_step(index);
         if (p_.step_shared) {
             copy_bytes(published + from, p_.step_bytes - from, region_ + from);
@@ -374,48 +390,40 @@ class Sweeper {
             lay_out(published);
         }
         if (threadIdx.x == 0) {
-            *head_ = published_head(index);
-            step_->p = head_->p;
-            step_->q = head_->q;
-            step_->rank = head_->rank;
-            step_->refined = head_->refined;
-            step_->uses_other = head_->uses_other;
+            head_ = published_head(index);
+            step_.p = head_.p;
+            step_.q = head_.q;
+            step_.rank = head_.rank;
+            step_.refined = head_.refined;
+            step_.uses_other = head_.uses_other;
         }
         __syncthreads();
     }
 
     // --- Algebra ---
 
-    __device__ Crew crew() const {
-        const bool large = memory_->capacity * batch_ >= kBlockCrewFrom;
-        return Crew(large ? kThreads : kWarp, scratch_);
-    }
     // Calls f(algebra) by all who take part in it.
     template <class F>
-    __device__ void with_algebra(F f) const {
-        const bool large = memory_->capacity * batch_ >= kBlockCrewFrom;
-        if (large || threadIdx.x < kWarp) {
-            LayerAlgebra<T, Crew> algebra{*memory_, p_.rules, crew(), *step_};
-            f(algebra);
-        }
+    __device__ void with_algebra(F f) {
+        if (crew_.has_me()) f(algebra_);
         __syncthreads();
     }
     __device__ void touch_layer(std::int64_t layer) const {
         const auto near = [&](double* array) {
-            const std::int64_t capacity = memory_->capacity;
+            const std::int64_t capacity = memory_.capacity;
             if (array) {
                 touch(array + (layer - 1) * capacity * capacity,
                       capacity * capacity * static_cast<std::int64_t>(sizeof(double)));
             }
         };
-        if (memory_->capacity * memory_->capacity * 8 > 16384) return;
+        if (memory_.capacity * memory_.capacity * 8 > 16384) return;
         for (int side = 0; side < 2; ++side) {
-            near(memory_->factor[side]);
-            near(memory_->gamma[side]);
+            near(memory_.factor[side]);
+            near(memory_.gamma[side]);
         }
-        near(memory_->cross[side_]);
-        near(memory_->along_other[side_]);
-        near(memory_->learned);
+        near(memory_.cross[side_]);
+        near(memory_.along_other[side_]);
+        near(memory_.learned);
     }
 
     // Adds up the sums of all chunks, in increasing order, and divides by n.
@@ -448,7 +456,7 @@ class Sweeper {
                     if (threadIdx.x == 0) lay_out(published_step(index));
                     __syncthreads();
                 }
-                bool* const outcome = reinterpret_cast<bool*>(scratch_);
+                bool* const outcome = &settled_;
                 with_algebra([&](auto& algebra) {
                     const Products found = products_of(combined_, layer);
                     bool done = false;
@@ -474,20 +482,19 @@ class Sweeper {
                 wait_for_leader();
                 take_over(index, p_.applied);
             }
-            if (head_->command == kStop) return false;
-            if (head_->command == kSweep) return true;
+            if (head_.command == kStop) return false;
+            if (head_.command == kSweep) return true;
             for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
                 subtract(index, chunk, tile, first);
             });
         }
     }
 
-    __device__ bool asked_to_stop(std::int64_t index) const {
+    __device__ bool asked_to_stop(std::int64_t index) {
         if (index % kHaltEvery != 0) return false;
-        int* const answer = reinterpret_cast<int*>(scratch_) + 4;
-        if (threadIdx.x == 0) *answer = *static_cast<const volatile unsigned*>(p_.halt) != 0;
+        if (threadIdx.x == 0) stop_ = *static_cast<const volatile unsigned*>(p_.halt) != 0;
         __syncthreads();
-        return *answer != 0;
+        return stop_;
     }
 
     __device__ void report(std::int64_t step) const {
@@ -495,11 +502,11 @@ class Sweeper {
     }
 
     // Makes the new columns of a layer part of what is known.
-    __device__ NFD_FAST_OUTLINE void append(std::int64_t index) const {
+    __device__ NFD_FAST_OUTLINE void append(std::int64_t index) {
         const std::int64_t layer = layer_at(index);
         take_over(index, 0);
         touch_layer(layer);
-        gather(measured(index, 0), p_.measure_size, (step_->p + step_->rank) * step_->rank);
+        gather(measured(index, 0), p_.measure_size, (step_.p + step_.rank) * step_.rank);
         with_algebra([&](auto& algebra) {
             algebra.append(layer, combined_);
             if (!forward()) algebra.learn(p_.weights + replica_ * batch_, p_.step);
@@ -507,18 +514,18 @@ class Sweeper {
     }
 
     // What the reductions of a layer already say.
-    __device__ NFD_FAST_OUTLINE void record(std::int64_t index) const {
+    __device__ NFD_FAST_OUTLINE void record(std::int64_t index) {
         const std::int64_t layer = layer_at(index), depth = p_.stack.depth;
         if (p_.kernels) {
             const std::int64_t at =
                 forward() ? replica_ * depth + layer - 1 : replica_ * (depth + 1) + layer;
             double* to = p_.kernels + at * batch_ * batch_;
             for (std::int64_t i = threadIdx.x; i < batch_ * batch_; i += kThreads) {
-                to[i] = step_->xx[i];
+                to[i] = step_.xx[i];
             }
         }
         if (p_.ranks && p_.rules.keep && threadIdx.x == 0) {
-            p_.ranks[replica_ * depth + layer - 1] = static_cast<double>(step_->p + step_->rank);
+            p_.ranks[replica_ * depth + layer - 1] = static_cast<double>(step_.p + step_.rank);
         }
         if (!p_.coupling_per_layer || !coupled()) return;
         with_algebra([&](auto& algebra) {
@@ -529,17 +536,35 @@ class Sweeper {
 
     // --- Sweeps ---
 
-    // An entry of the block that a layer is asked about: phi(H_{l-1}) or G_l.
-    __device__ NFD_FAST_OUTLINE T asked(std::int64_t layer, std::int64_t b,
-                                        std::int64_t neuron) const {
-        if (!forward()) return adjoints(layer)[b * n_ + neuron];
-        return activate(p_.stack.activation, features(layer - 1)[b * n_ + neuron]);
+    // Entries of the block that a layer is asked about, phi(H_{l-1}) or G_l: columns column(b) for
+    // b < count, the rest is zero.
+    template <class F>
+    __device__ void load_asked(std::int64_t layer, std::int64_t count, std::int64_t neuron,
+                               bool there, F column, T (&value)[N]) const {
+        const T* from = forward() ? features(layer - 1) : adjoints(layer);
+#pragma unroll
+        for (int b = 0; b < N; ++b) {
+            value[b] = there && b < count ? from[column(b) * n_ + neuron] : T(0);
+        }
+        if (!forward()) return;
+        activate(p_.stack.activation, value);
+        // Some activations are not zero at zero.
+#pragma unroll
+        for (int b = 0; b < N; ++b) {
+            if (!there || b >= count) value[b] = T(0);
+        }
     }
     // The same of the block Z in whose columns the new directions are.
-    __device__ T residual(std::int64_t layer, std::int64_t tile, std::int64_t b, std::int64_t i,
-                          std::int64_t neuron, bool there) const {
-        if (stored_ || step_->refined) return block_of(p_.block, tile)[b * tile_ + i];
-        return there ? asked(layer, b, neuron) : T(0);
+    template <class F>
+    __device__ void load_residual(std::int64_t layer, std::int64_t tile, std::int64_t count,
+                                  std::int64_t i, std::int64_t neuron, bool there, F column,
+                                  T (&value)[N]) const {
+        if (!stored_ && !step_.refined) {
+            return load_asked(layer, count, neuron, there, column, value);
+        }
+        const T* from = block_of(p_.block, tile) + i;
+#pragma unroll
+        for (int b = 0; b < N; ++b) value[b] = b < count ? from[column(b) * tile_] : T(0);
     }
 
     // sums[j * stride + b] (+)= sum over the tile of column j times staged column b < count_right.
@@ -560,11 +585,12 @@ class Sweeper {
             for (int c = 0; c < 4; ++c) {
                 column[c] = left + (j + c < count ? j + c : count - 1) * tile_;
             }
+            const int tile = static_cast<int>(tile_);
             double sum[4 * N];
 #pragma unroll
             for (int c = 0; c < 4 * N; ++c) sum[c] = 0;
 #pragma unroll 4
-            for (std::int64_t i = lane; i < tile_; i += kWarp) {
+            for (int i = lane; i < tile; i += kWarp) {
                 double factor[N];
 #pragma unroll
                 for (int b = 0; b < N; ++b) factor[b] = right[b * tile_ + i];
@@ -583,20 +609,32 @@ class Sweeper {
             const std::int64_t at = j + mine / N, b = mine % N;
             if (lane % lanes == 0 && at < count && b < count_right) {
                 double* to = sums + at * stride + b;
-                *to = first ? total : *to + total;
+                // Nobody else adds to it; so the sum has an order, and nobody waits for it.
+                if (first) {
+                    *to = total;
+                } else {
+                    atomicAdd(to, total);
+                }
             }
         }
         return groups;
     }
 
-    // Fills the staged columns with f(b, i, neuron, there), b < count; the rest is zero.
+    // Fills the staged columns with what f(i, neuron, there, value) puts into value.
     template <class F>
-    __device__ void stage(std::int64_t tile, std::int64_t count, double* to, F f) const {
+    __device__ void stage(std::int64_t tile, F f) const {
         for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+            T value[N];
+            f(i, neuron, there, value);
 #pragma unroll
-            for (int b = 0; b < N; ++b) {
-                to[b * tile_ + i] = b < count ? static_cast<double>(f(b, i, neuron, there)) : 0.0;
-            }
+            for (int b = 0; b < N; ++b) right_[b * tile_ + i] = static_cast<double>(value[b]);
+        });
+    }
+    // The same with columns b < count of rows that are a tile long.
+    __device__ void stage_rows(std::int64_t tile, const T* from, std::int64_t count) const {
+        stage(tile, [&](std::int64_t i, std::int64_t, bool, T(&value)[N]) {
+#pragma unroll
+            for (int b = 0; b < N; ++b) value[b] = b < count ? from[b * tile_ + i] : T(0);
         });
     }
 
@@ -649,12 +687,14 @@ class Sweeper {
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();  // what was staged has served, and this layer's input is there
-            stage(tile, count, right_,
-                  [&](std::int64_t b, std::int64_t i, std::int64_t neuron, bool there) {
-                      const T value = there ? asked(layer, b0 + b, neuron) : T(0);
-                      if (stored_) block[(b0 + b) * tile_ + i] = value;
-                      return value;
-                  });
+            stage(tile, [&](std::int64_t i, std::int64_t neuron, bool there, T(&value)[N]) {
+                load_asked(layer, count, neuron, there, [&](int b) { return b0 + b; }, value);
+                if (!stored_) return;
+#pragma unroll
+                for (int b = 0; b < N; ++b) {
+                    if (b < count) block[(b0 + b) * tile_ + i] = value[b];
+                }
+            });
             draw(layer, tile, b0, count);
             __syncthreads();
             turn += products(tile_of(p_.basis[side_], layer, tile), own, right_, count, batch_,
@@ -679,9 +719,7 @@ class Sweeper {
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();
-            stage(tile, count, right_, [&](std::int64_t b, std::int64_t i, std::int64_t, bool) {
-                return block[(b0 + b) * tile_ + i];
-            });
+            stage_rows(tile, block + b0 * tile_, count);
             __syncthreads();
             turn += products(block, batch_, right_, count, batch_, first, to + b0, turn);
         }
@@ -697,21 +735,19 @@ class Sweeper {
             for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
                 const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
                 T sum[N];
-#pragma unroll
-                for (int b = 0; b < N; ++b) {
-                    sum[b] = b < count ? residual(layer, tile, b0 + b, i, neuron, there) : T(0);
-                }
-                combine<N>(basis + i, tile_, step_->p, step_->off_basis + b0, row_, sum);
+                load_residual(
+                    layer, tile, count, i, neuron, there, [&](int b) { return b0 + b; }, sum);
+                combine<N>(basis + i, tile_, step_.p, step_.off_basis + b0, row_, sum);
 #pragma unroll
                 for (int b = 0; b < N; ++b) {
                     if (b < count) block[(b0 + b) * tile_ + i] = sum[b];
                 }
             }
             for (std::int64_t j = 1; j < batch_; ++j) {
-                if (!step_->open[j]) continue;
+                if (!step_.open[j]) continue;
                 T sum = block[j * tile_ + i];
                 for (std::int64_t m = 0; m < j; ++m) {
-                    sum = fused_multiply_add(block[m * tile_ + i], step_->off_block[j * row_ + m],
+                    sum = fused_multiply_add(block[m * tile_ + i], step_.off_block[j * row_ + m],
                                              sum);
                 }
                 block[j * tile_ + i] = sum;
@@ -722,14 +758,12 @@ class Sweeper {
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();
-            stage(tile, count, right_, [&](std::int64_t b, std::int64_t i, std::int64_t, bool) {
-                return block[(b0 + b) * tile_ + i];
-            });
+            stage_rows(tile, block + b0 * tile_, count);
             __syncthreads();
-            turn += products(basis, step_->p, right_, count, batch_, first, to.b + b0, turn);
+            turn += products(basis, step_.p, right_, count, batch_, first, to.b + b0, turn);
             turn += products(block, batch_, right_, count, batch_, first, to.zz + b0, turn);
             if (reused()) {
-                turn += products(tile_of(p_.images[other()], layer, tile), step_->q, right_, count,
+                turn += products(tile_of(p_.images[other()], layer, tile), step_.q, right_, count,
                                  batch_, first, to.s + b0, turn);
             }
         }
@@ -739,7 +773,7 @@ class Sweeper {
     __device__ NFD_FAST_OUTLINE void update(std::int64_t index, std::int64_t chunk,
                                             std::int64_t tile, bool first) const {
         const std::int64_t layer = layer_at(index);
-        if (p_.rules.keep && step_->rank > 0) store_columns(index, chunk, tile, first);
+        if (p_.rules.keep && step_.rank > 0) store_columns(index, chunk, tile, first);
         const T* images = tile_of(p_.images[side_], layer, tile);
         const T* other_basis = tile_of(p_.basis[other()], layer, tile);
         const T* xi = block_of(p_.noise, tile);
@@ -752,16 +786,19 @@ class Sweeper {
         for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
             for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
                 const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
-                T sum[N];
+                T sum[N], below[N], carried[N];
 #pragma unroll
                 for (int b = 0; b < N; ++b) {
-                    const bool carried = forward() && p_.stack.skip && there && b < count;
-                    sum[b] = carried ? before[(b0 + b) * n_ + neuron] : T(0);
+                    const bool is = there && b < count;
+                    const std::int64_t at = (b0 + b) * n_ + neuron;
+                    below[b] = is ? before[at] : T(0);
+                    carried[b] = is && !forward() && p_.stack.skip ? above[at] : T(0);
+                    sum[b] = forward() && p_.stack.skip ? below[b] : T(0);
                 }
-                combine<N>(images + i, tile_, step_->p, step_->images + b0, row_, sum);
-                combine<N>(xi + i, tile_, batch_, step_->noise + b0, row_, sum);
-                if (step_->uses_other) {
-                    combine<N>(other_basis + i, tile_, step_->q, step_->other + b0, row_, sum);
+                combine<N>(images + i, tile_, step_.p, step_.images + b0, row_, sum);
+                combine<N>(xi + i, tile_, batch_, step_.noise + b0, row_, sum);
+                if (step_.uses_other) {
+                    combine<N>(other_basis + i, tile_, step_.q, step_.other + b0, row_, sum);
                 }
                 if (accumulated) {
                     T coupling[N];
@@ -769,26 +806,28 @@ class Sweeper {
                     for (int b = 0; b < N; ++b) {
                         coupling[b] = b < count ? accumulated[(b0 + b) * tile_ + i] : T(0);
                     }
-                    combine<N>(other_basis + i, tile_, step_->q, step_->coupling + b0, row_,
+                    combine<N>(other_basis + i, tile_, step_.q, step_.coupling + b0, row_,
                                coupling);
 #pragma unroll
                     for (int b = 0; b < N; ++b) {
                         if (b < count) accumulated[(b0 + b) * tile_ + i] = coupling[b];
                     }
                 }
+                if (!forward()) {
+                    differentiate(p_.stack.activation, below);
+#pragma unroll
+                    for (int b = 0; b < N; ++b) {
+                        const T slope = scale * below[b];
+                        sum[b] = p_.stack.skip ? fused_multiply_add(slope, sum[b], carried[b])
+                                               : slope * sum[b];
+                    }
+                }
                 if (!there) continue;
 #pragma unroll
                 for (int b = 0; b < N; ++b) {
                     if (b >= count) continue;
-                    const std::int64_t at = (b0 + b) * n_ + neuron;
-                    T value = sum[b];
-                    if (!forward()) {
-                        const T slope = scale * differentiate(p_.stack.activation, before[at]);
-                        value = p_.stack.skip ? fused_multiply_add(slope, value, above[at])
-                                              : slope * value;
-                    }
-                    out[at] = value;
-                    finite = finite && value - value == T(0);
+                    out[(b0 + b) * n_ + neuron] = sum[b];
+                    finite = finite && sum[b] - sum[b] == T(0);
                 }
             }
         });
@@ -798,7 +837,7 @@ class Sweeper {
     // The new columns of the basis and their images, and the products by which they are measured.
     __device__ NFD_FAST_OUTLINE void store_columns(std::int64_t index, std::int64_t chunk,
                                                    std::int64_t tile, bool first) const {
-        const std::int64_t layer = layer_at(index), p = step_->p, q = step_->q, rank = step_->rank,
+        const std::int64_t layer = layer_at(index), p = step_.p, q = step_.q, rank = step_.rank,
                            row = p_.rules.padded(rank);
         T* basis = tile_of(p_.basis[side_], layer, tile);
         T* fresh = basis + p * tile_;
@@ -810,13 +849,10 @@ class Sweeper {
             for (std::int64_t r0 = 0; r0 < rank; r0 += N) {
                 const std::int64_t count = rank - r0 < N ? rank - r0 : N;
                 T sum[N];
-#pragma unroll
-                for (int r = 0; r < N; ++r) {
-                    sum[r] = r < count
-                                 ? residual(layer, tile, step_->pivot[r0 + r], i, neuron, there)
-                                 : T(0);
-                }
-                combine<N>(basis + i, tile_, p, step_->from_basis + r0, row, sum);
+                load_residual(
+                    layer, tile, count, i, neuron, there,
+                    [&](int r) { return step_.pivot[r0 + r]; }, sum);
+                combine<N>(basis + i, tile_, p, step_.from_basis + r0, row, sum);
                 if (rank <= N) {
                     // All at hand: the triangle at once.
 #pragma unroll
@@ -825,7 +861,7 @@ class Sweeper {
 #pragma unroll
                         for (int m = 0; m < N; ++m) {
                             if (m < count && r < count) {
-                                direction = fused_multiply_add(sum[m], step_->inverse[m * row + r],
+                                direction = fused_multiply_add(sum[m], step_.inverse[m * row + r],
                                                                direction);
                             }
                         }
@@ -841,10 +877,10 @@ class Sweeper {
                 T shifted[N];
 #pragma unroll
                 for (int r = 0; r < N; ++r) {
-                    shifted[r] = r < count ? xi[step_->pivot[r0 + r] * tile_ + i] : T(0);
+                    shifted[r] = r < count ? xi[step_.pivot[r0 + r] * tile_ + i] : T(0);
                 }
                 if (reused()) {
-                    combine<N>(other_basis + i, tile_, q, step_->image_shift + r0, row, shifted);
+                    combine<N>(other_basis + i, tile_, q, step_.image_shift + r0, row, shifted);
                 }
 #pragma unroll
                 for (int r = 0; r < N; ++r) {
@@ -855,8 +891,8 @@ class Sweeper {
             for (std::int64_t r = rank; rank > N && r-- > 0;) {
                 T direction = T(0);
                 for (std::int64_t m = 0; m <= r; ++m) {
-                    direction = fused_multiply_add(fresh[m * tile_ + i],
-                                                   step_->inverse[m * row + r], direction);
+                    direction = fused_multiply_add(fresh[m * tile_ + i], step_.inverse[m * row + r],
+                                                   direction);
                 }
                 fresh[r * tile_ + i] = direction;
             }
@@ -866,9 +902,7 @@ class Sweeper {
             const std::int64_t count = rank - r0 < N ? rank - r0 : N;
             if (rank > N) {
                 __syncthreads();
-                stage(tile, count, right_, [&](std::int64_t r, std::int64_t i, std::int64_t, bool) {
-                    return fresh[(r0 + r) * tile_ + i];
-                });
+                stage_rows(tile, fresh + r0 * tile_, count);
             }
             __syncthreads();
             turn += products(basis, p + rank, right_, count, rank, first,
@@ -905,20 +939,24 @@ class Sweeper {
         }
     }
 
-    const Pass<T>& p_;
+    const Pass<T> p_;
     const std::int64_t replica_;
     const int member_;
     const Side side_;
     const std::int64_t batch_, n_, tile_;
     const std::int64_t row_;  // numbers of a row of coefficients, filled up
     const bool stored_;  // whether the block is kept whole, since more than N columns are asked
+    const LayerMemory memory_;
     unsigned phase_ = 0;
-    // In shared memory.
-    double *right_, *right_noise_;  // (N, tile)
-    double* scratch_;               // (kWarps)
-    Step<T>* step_;
-    LayerMemory* memory_;
-    Head* head_;
+    bool settled_ = false, stop_ = false;
+    Head head_{};
+    Step<T> step_{};
+    Crew crew_;
+    union {
+        Algebra algebra_;  // which refers to the above
+    };
+    double *right_, *right_noise_;     // (N, tile)
+    double* scratch_;                  // (kScratch)
     unsigned char* region_ = nullptr;  // the arrays of the step
     double* combined_;
 };
@@ -930,8 +968,10 @@ __global__ void __launch_bounds__(kThreads, 2) pass_over_layers(const
 #endif
                                                                     Pass<T>
                                                                         pass) {
-    Sweeper<T, N> sweeper(pass);
-    sweeper.run();
+    auto* sweeper = shared_memory<Sweeper<T, N>>();
+    if (threadIdx.x == 0) new (sweeper) Sweeper<T, N>(pass);
+    __syncthreads();
+    sweeper->run();
 }
 
 template <class T>

@@ -18,15 +18,19 @@ __device__ inline double sum_over_warp(double value) {
 
 // The first warp of a block, which waits for itself at next to no cost, or the whole block. Each
 // number is worked out by one thread, in the order of the processor's crew but for solve().
+//
+// It knows nothing of the thread that calls it, so that a block can keep one in shared memory.
 class Crew {
   public:
-    // `scratch` has a number for each warp of the block.
-    __device__ Crew(int size, double* scratch)
-        : size_(size), rank_(static_cast<int>(threadIdx.x)), scratch_(scratch) {}
+    // `scratch` has `room` numbers, one for each warp of the block at least.
+    __device__ Crew(int size, double* scratch, std::int64_t room)
+        : size_(size), scratch_(scratch), room_(room) {}
+
+    __device__ bool has_me() const { return static_cast<int>(threadIdx.x) < size_; }
 
     template <class F>
     __device__ void each(std::int64_t count, F f) const {
-        for (std::int64_t i = rank_; i < count; i += size_) f(i);
+        for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) f(i);
         sync();
     }
     template <class F>
@@ -34,8 +38,7 @@ class Crew {
         // Half as long, a division takes far less time.
         const auto count = static_cast<std::uint32_t>(rows * columns);
         const auto width = static_cast<std::uint32_t>(columns);
-        for (auto i = static_cast<std::uint32_t>(rank_); i < count;
-             i += static_cast<std::uint32_t>(size_)) {
+        for (std::uint32_t i = threadIdx.x; i < count; i += static_cast<std::uint32_t>(size_)) {
             f(static_cast<std::int64_t>(i / width), static_cast<std::int64_t>(i % width));
         }
         sync();
@@ -43,10 +46,10 @@ class Crew {
     template <class F>
     __device__ double sum(std::int64_t count, F f) const {
         double sum = 0;
-        for (std::int64_t i = rank_; i < count; i += size_) sum += f(i);
+        for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) sum += f(i);
         sum = sum_over_warp(sum);
         if (size_ == kWarp) return sum;
-        if (rank_ % kWarp == 0) scratch_[rank_ / kWarp] = sum;
+        if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
         sync();
         sum = 0;
         for (int warp = 0; warp < size_ / kWarp; ++warp) sum += scratch_[warp];
@@ -55,7 +58,7 @@ class Crew {
     }
     template <class F>
     __device__ void alone(F f) const {
-        if (rank_ == 0) f();
+        if (threadIdx.x == 0) f();
         sync();
     }
     __device__ void sync() const {
@@ -87,27 +90,46 @@ class Crew {
     // by is applied in the end, so that there is one wait per row.
     __device__ void solve(Transpose transpose, std::int64_t size, std::int64_t columns, Small r,
                           Small b) const {
-        if (transpose == Transpose::yes) {
-            for (std::int64_t i = 0; i + 1 < size; ++i) {
-                const double diagonal = r(i, i);
-                each(size - 1 - i, columns, [=](std::int64_t m, std::int64_t j) {
-                    b(i + 1 + m, j) -= r(i, i + 1 + m) * (b(i, j) / diagonal);
-                });
-            }
-        } else {
-            for (std::int64_t i = size - 1; i > 0; --i) {
-                const double diagonal = r(i, i);
-                each(i, columns, [=](std::int64_t m, std::int64_t j) {
-                    b(m, j) -= r(m, i) * (b(i, j) / diagonal);
-                });
-            }
+        if (columns == 0) return;
+        const bool transposed = transpose == Transpose::yes;
+        // Divisions take longest: by each diagonal once, and to find a thread its column once.
+        const bool kept = size <= room_;
+        if (kept) {
+            each(size, [=](std::int64_t i) { scratch_[i] = 1 / r(i, i); });
         }
-        each(size, columns, [=](std::int64_t i, std::int64_t j) { b(i, j) /= r(i, i); });
+        const auto width = static_cast<std::uint32_t>(columns);
+        const std::uint32_t at_once =
+            columns <= size_ ? static_cast<std::uint32_t>(size_) / width : 1;
+        const std::uint32_t first = columns <= size_ ? threadIdx.x / width : 0;
+        const std::uint32_t column = threadIdx.x - first * width;
+        const auto step = columns <= size_ ? width : static_cast<std::uint32_t>(size_);
+        for (std::int64_t done = 0; done + 1 < size; ++done) {
+            const std::int64_t i = transposed ? done : size - 1 - done;
+            // Rows of the triangle come along a row of R^T, or down a column of R.
+            const std::int64_t start = transposed ? i + 1 : 0;
+            const std::int64_t rows = size - 1 - done;
+            const double* factor = transposed ? &r(i, start) : &r(0, i);
+            const std::int64_t apart = transposed ? 1 : r.stride;
+            const double diagonal = kept ? scratch_[i] : 1 / r(i, i);
+            if (first < at_once) {
+                for (std::uint32_t j = column; j < width; j += step) {
+                    const double known = b(i, j) * diagonal;
+                    for (std::int64_t m = first; m < rows; m += at_once) {
+                        b(start + m, j) -= factor[m * apart] * known;
+                    }
+                }
+            }
+            sync();
+        }
+        each(size, columns, [=](std::int64_t i, std::int64_t j) {
+            b(i, j) = kept ? b(i, j) * scratch_[i] : b(i, j) / r(i, i);
+        });
     }
 
   private:
-    int size_, rank_;
+    int size_;
     double* scratch_;
+    std::int64_t room_;
 };
 
 // Sums N numbers of each lane over the warp; afterwards lane i holds the total of number

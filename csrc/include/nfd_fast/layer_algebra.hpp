@@ -228,6 +228,9 @@ class LayerAlgebra {
         return {side == kFeatures ? memory_.features + of_features : step_.work, batch_};
     }
 
+    NFD_FAST_HD void turn_to(std::int64_t layer) {
+        crew_.alone([&] { layer_ = layer; });
+    }
     template <class From, class To>
     NFD_FAST_HD void copy(const From* from, std::int64_t count, To* to) const {
         crew_.each(count, [=](std::int64_t i) { to[i] = static_cast<To>(from[i]); });
@@ -260,7 +263,7 @@ class LayerAlgebra {
 
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_apart(std::int64_t layer, Products of_block) {
-    layer_ = layer;
+    turn_to(layer);
     crew_.alone([&] {
         step_.p = memory_.ranks[side()][layer - 1];
         step_.q = memory_.ranks[other()][layer - 1];
@@ -276,7 +279,7 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_apart(std::int64_t layer, P
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_rest_apart(std::int64_t layer,
                                                                 Products of_rest) {
-    layer_ = layer;
+    turn_to(layer);
     crew_.alone([&] { step_.refined = true; });
     copy(of_rest.s, step_.q * batch_, step_.s);
     return project(of_rest);
@@ -533,7 +536,7 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::round_coefficients() {
 // Mean over neurons and batch of the square of Q times the coupling's coefficients.
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE double LayerAlgebra<T, Crew>::coupling(std::int64_t layer) {
-    layer_ = layer;
+    turn_to(layer);
     const std::int64_t q = step_.q;
     copy_rows(q, batch_, step_.coupling, rules_.padded(batch_), step_.work, batch_);  // have served
     crew_.multiply(Transpose::no, q, batch_, q, 1.0, of_layer(memory_.factor[other()]),
@@ -545,7 +548,7 @@ NFD_FAST_HD_OUTLINE double LayerAlgebra<T, Crew>::coupling(std::int64_t layer) {
 
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::append(std::int64_t layer, double* measured) {
-    layer_ = layer;
+    turn_to(layer);
     const std::int64_t p = step_.p, q = step_.q, rank = step_.rank;
     const Small lean{measured, rank};            // (p, rank) U.u
     const Small own{measured + p * rank, rank};  // (rank, rank) u.u
