@@ -22,6 +22,15 @@ def gpu() -> ModuleType:
         pytest.skip(str(missing))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Return where to run: the processor, and a GPU where there is one."""
+    name: str = request.param
+    if name == "cuda":
+        request.getfixturevalue("gpu")
+    return name
+
+
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the backend that ``device="cuda"`` then is: its kernels on the processor, or a GPU."""

@@ -124,6 +124,7 @@ def test_each_lack_has_its_words(
 def test_the_command_line_says_it_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    pytest.importorskip("sklearn", reason="the data of these commands are in the extra 'study'")
     monkeypatch.setattr(devices, "module", lambda: Machine(0, 0))
     words = ["--device", "cuda", "--updates", "1", "--replicas", "2"]
     place = ["--output", str(tmp_path), "--depths", "1", "--parameterizations", "mlp"]

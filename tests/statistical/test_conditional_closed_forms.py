@@ -55,11 +55,18 @@ def train(net: nfd.ResNet, rate: float, updates: int, replicas: int, **options: 
     ],
 )
 def test_mean_movement(
-    width: int, depth: int, horizon: float, replicas: int, rate: float, dtype: str, backward: str
+    width: int,
+    depth: int,
+    horizon: float,
+    replicas: int,
+    rate: float,
+    dtype: str,
+    backward: str,
+    device: str,
 ) -> None:
     """E (f_0 − f_1)/(ηχ): T(1+T/L)^(L−1) with reused weights, (1+T/L)^L − 1 decoupled."""
     net = nfd.ResNet(width, depth, inputs=2, horizon=horizon, activation="identity")
-    run = train(net, rate, 1, replicas, backward=backward, dtype=dtype)
+    run = train(net, rate, 1, replicas, backward=backward, dtype=dtype, device=device)
     before, after = run.outputs[:, 0, 0, 0], run.outputs[:, 1, 0, 0]
     movement = (before - after) / (rate * (before - TARGET))
     growth = 1 + horizon / depth
@@ -115,7 +122,7 @@ HORIZONS = [(2, 1.0), (4, 0.5), (8, 1.0), (16, 2.0)]
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("depth", "horizon"), HORIZONS)
-def test_forward_couplings(depth: int, horizon: float, dtype: str) -> None:
+def test_forward_couplings(depth: int, horizon: float, dtype: str, device: str) -> None:
     """Per layer and accumulated, after one update.
 
     Against the limit the bias is O(L/n), 1e-3, plus O(η|χ|), 3e-3 T, granted several times. What
@@ -125,7 +132,7 @@ def test_forward_couplings(depth: int, horizon: float, dtype: str) -> None:
     width, rate = 20_000, 1e-3
     net = nfd.ResNet(width, depth, inputs=2, horizon=horizon, activation="identity")
     names = ["coupling_per_layer", "coupling_accumulated"]
-    run = train(net, rate, 2, 24, dtype=dtype, record=names)
+    run = train(net, rate, 2, 24, dtype=dtype, record=names, device=device)
     step = 3 * rate
     size = (math.exp(horizon) * horizon) ** 2
     floor = 5 * step**2 * horizon / depth * size / width
@@ -134,7 +141,7 @@ def test_forward_couplings(depth: int, horizon: float, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("depth", "horizon"), [(8, 1.0), (6, 2.0)])
-def test_backward_couplings(depth: int, horizon: float, dtype: str) -> None:
+def test_backward_couplings(depth: int, horizon: float, dtype: str, device: str) -> None:
     """The mirror image, in the pass after one update.
 
     The first adjoint was itself asked after a feature, so that there is a floor of β²|G|²/n that
@@ -143,7 +150,7 @@ def test_backward_couplings(depth: int, horizon: float, dtype: str) -> None:
     width, rate = 100_000, 1e-2
     net = nfd.ResNet(width, depth, inputs=2, horizon=horizon, activation="identity")
     names = ["backward_coupling_per_layer", "backward_coupling_accumulated"]
-    run = train(net, rate, 2, 64, dtype=dtype, record=names)
+    run = train(net, rate, 2, 64, dtype=dtype, record=names, device=device)
     per_layer, accumulated = expected_couplings(depth, horizon)
     floor = 3 * horizon / depth * math.exp(horizon) / width
     expected = (per_layer[::-1], accumulated)

@@ -159,13 +159,13 @@ def sample(case: Case, engine: str, first: int, **options: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize("name", CASES)
-def test_law(name: str, backward: str) -> None:
+def test_law(name: str, backward: str, device: str) -> None:
     """Dense and conditional have one law; float32 and float64 by turns, both over the cases."""
     dtypes = ("float32", "float64")
     dtype = dtypes[(list(CASES).index(name) + (backward == "reused")) % 2]
     dense, found = (
-        sample(CASES[name], engine, first, backward=backward, dtype=dtype)
-        for engine, first in (("dense", 0), ("conditional", 10**6))
+        sample(CASES[name], engine, first, backward=backward, dtype=dtype, device=where)
+        for engine, first, where in (("dense", 0, "cpu"), ("conditional", 10**6, device))
     )
     assert smallest_p(dense, found) > BUDGET
 
@@ -173,12 +173,15 @@ def test_law(name: str, backward: str) -> None:
 @pytest.mark.parametrize(
     "name", ["n=2, more columns than n", "n=5, samples repeated", "C=3", "n=17"]
 )
-def test_law_in_the_other_dtype(name: str) -> None:
+def test_law_in_the_other_dtype(name: str, device: str) -> None:
     """Reused weights in the dtype that the case above doesn't take."""
     dtype = ("float32", "float64")[list(CASES).index(name) % 2]
     dense, found = (
-        sample(CASES[name], engine, first, dtype=dtype)
-        for engine, first in (("dense", 2 * 10**6), ("conditional", 3 * 10**6))
+        sample(CASES[name], engine, first, dtype=dtype, device=where)
+        for engine, first, where in (
+            ("dense", 2 * 10**6, "cpu"),
+            ("conditional", 3 * 10**6, device),
+        )
     )
     assert smallest_p(dense, found) > BUDGET
 
@@ -240,7 +243,7 @@ def hard_statistics(run: nfd.Run) -> np.ndarray:
     ],
 )
 def test_law_of_full_batch_training(
-    rate: float, dtype: str, monkeypatch: pytest.MonkeyPatch
+    rate: float, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One law with the dense engine, whatever the tolerance within two decades.
 
@@ -255,5 +258,5 @@ def test_law_of_full_batch_training(
             conditional, "TOLERANCE", {key: factor * value for key, value in tolerance.items()}
         )
         seeds = range((i + 1) * 10**6, (i + 1) * 10**6 + HARD_SEEDS)
-        found = hard_statistics(case.run("conditional", seeds, dtype=dtype))
+        found = hard_statistics(case.run("conditional", seeds, dtype=dtype, device=device))
         assert smallest_p(dense, found) > BUDGET / 3

@@ -31,6 +31,7 @@ OTHER = {
     "engine": "conditional",
     "dtype": "float64",
     "threads": 1,
+    "device": "cuda",
     "parameterization": "mlp",
     "depth": 3,
     "backward": "decoupled",

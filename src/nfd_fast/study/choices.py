@@ -112,11 +112,7 @@ class Problem(Choices):
         unset="the processors, shared out among the workers",
     )
     device: str = choice(
-        "cpu",
-        "where it is computed",
-        str,
-        options=DEVICES,
-        matters=False,  # unless it is a GPU, whose numbers agree with these to rounding only
+        "cpu", "where it is computed; the numbers agree to rounding", str, options=DEVICES
     )
 
     def __post_init__(self) -> None:
@@ -153,8 +149,6 @@ class Problem(Choices):
         choices = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("matters")}
         if self.data_folder is not None:
             choices["data_sha256"] = self.dataset.digest
-        if self.device != "cpu":
-            choices["device"] = self.device
         choices |= more | {"version": nfd_fast.__version__}
         return json.dumps(choices, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
