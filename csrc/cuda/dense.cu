@@ -7,7 +7,6 @@
 #include "cuda/wide_layers.hpp"
 
 namespace nfd_fast::cuda {
-namespace {
 
 template <class T>
 struct DenseHidden {
@@ -93,8 +92,6 @@ struct DenseHidden {
               "a copy");
     }
 };
-
-}  // namespace
 
 template <class T>
 double dense_bytes(const Problem<T>& problem) {
