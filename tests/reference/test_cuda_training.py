@@ -156,6 +156,31 @@ def test_sizes(case: str, engine: str, backward: str) -> None:
     assert_agreement(engine=engine, backward=backward, **SIZES[case])
 
 
+def long_batches(size: int, cuda: ModuleType) -> np.ndarray:
+    """Return batches for one of the dense engine's kernels: up to 32, 64, 128, or for cuBLAS."""
+    if size > 128 and not cuda.cublas_path():
+        pytest.skip("cuBLAS is not installed: pip install nvidia-cublas")
+    return np.arange(2 * size).reshape(2, size) % len(X)
+
+
+@of_backwards
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [40, 100, 129])
+def test_long_batches(size: int, dtype: str, backward: str, cuda: ModuleType) -> None:
+    """Of an ensemble, whose replicas share a wave or, with cuBLAS, come one by one."""
+    batches = long_batches(size, cuda)
+    options: dict[str, Any] = {"engine": "dense", "backward": backward, "dtype": dtype}
+    assert_agreement(**options, width=21, batches=batches, seed=(3, 4))
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_sums_of_several_chunks(size: int) -> None:
+    """Widths that no single block sums over."""
+    options: dict[str, Any] = {"record": ("feature_kernels", "adjoint_kernels"), "depth": 1}
+    batches = np.arange(size)[None] % len(X)
+    assert_agreement(engine="conditional", width=9001, batches=batches, **options)
+
+
 @of_engines
 @pytest.mark.parametrize("every", [2, 4])
 def test_some_layers_are_recorded(every: int, engine: str) -> None:
@@ -219,7 +244,8 @@ def test_divergence_is_the_processor_s(engine: str) -> None:
 
 @of_backwards
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_given_weights(backward: str, overwrite: bool) -> None:
+@pytest.mark.parametrize("size", [2, 129])
+def test_given_weights(size: int, backward: str, overwrite: bool, cuda: ModuleType) -> None:
     """They start the run, and are trained in place if that is asked."""
     net = nfd.ResNet(width=17, depth=3, inputs=3)
     runs, ends = [], []
@@ -231,7 +257,7 @@ def test_given_weights(backward: str, overwrite: bool) -> None:
             nfd.SGD(0.1),
             X,
             Y,
-            batches=ROUND,
+            batches=long_batches(size, cuda),
             backward=backward,
             dtype="float64",
             device=device,
