@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "cpu/conditional_state.hpp"
+#include "cpu/euler_maruyama.hpp"
 #include "cpu/replica.hpp"
 #include "cpu/serial_crew.hpp"
 #include "nfd_fast/layer_algebra.hpp"
@@ -104,15 +105,16 @@ struct ConditionalHidden : ConditionalState<T> {
     void forward(const Problem<T>& p, std::int64_t replica, std::int64_t k, T* layers,
                  FirstBadStep& bad, Monitor& monitor, Team team) {
         const bool keep = k < p.updates;
-        Pass<T> pass{*this, p, replica, k, kFeatures, keep, layers, {}, {}, bad, monitor, team};
+        Pass<T> pass{*this, p,  replica, k,   kFeatures, keep, layers,
+                     false, {}, {},      bad, monitor,   team};
         pass.run();
     }
 
     void backward(const Problem<T>& p, std::int64_t replica, std::int64_t k, const T* layers,
                   AdjointStore<T> adjoints, Gradient gradient, FirstBadStep& bad, Monitor& monitor,
                   Team team) {
-        Pass<T> pass{*this,    p,        replica, k,       kAdjoints, true, const_cast<T*>(layers),
-                     adjoints, gradient, bad,     monitor, team};
+        Pass<T> pass{*this, p,        replica,  k,   kAdjoints, true, const_cast<T*>(layers),
+                     false, adjoints, gradient, bad, monitor,   team};
         pass.run();
     }
 };
@@ -125,8 +127,9 @@ struct Pass {
     const Problem<T>& p;
     std::int64_t replica, k;
     Side side;
-    bool keep;    // whether later passes will ask about this block
-    T* features;  // (L+1, B, n)
+    bool keep;      // whether later passes will ask about this block
+    T* features;    // (L+1, B, n)
+    bool in_place;  // (B, n) instead: each layer takes the place of the one before
     AdjointStore<T> adjoints;
     Gradient gradient;
     FirstBadStep& bad;
@@ -151,6 +154,10 @@ struct Pass {
     bool coupled() const { return rules.coupled; }
     std::int64_t layer_at(std::int64_t index) const {
         return forward() ? index + 1 : p.stack.depth - index;
+    }
+
+    T* features_of(std::int64_t layer) const {
+        return features + (in_place ? 0 : layer * p.stack.layer_size());
     }
 
     // The reductions of a layer; how many there are depends on its ranks.
@@ -241,7 +248,7 @@ struct Pass {
         for (std::int64_t b = 0; b < batch; ++b) {
             T* column = x + b * stride;
             if (forward()) {
-                const T* from = features + (layer - 1) * p.stack.layer_size() + b * n + tile.first;
+                const T* from = features_of(layer - 1) + b * n + tile.first;
                 vector.activate(p.stack.activation, from, tile.count, column);
             } else {
                 std::copy_n(adjoints.layer(p.stack, layer) + b * n + tile.first, tile.count,
@@ -370,15 +377,14 @@ struct Pass {
         if (keep && step.rank > 0) store_columns(index, tile);
         if (stopped_in_tile()) return;
         const std::int64_t layer = layer_at(index), first = tile.first, count = tile.count;
-        const std::int64_t size = p.stack.layer_size();
         const T* images = h.tile_of(h.images[side], layer, tile.index);
         const T* other_basis = h.tile_of(h.basis[other()], layer, tile.index);
         const T* xi = h.noise + first;
-        const T* before = features + (layer - 1) * size + first;
+        const T* before = features_of(layer - 1) + first;
         T* out = increment;
         std::int64_t out_stride = stride;
         if (forward()) {
-            out = features + layer * size + first;
+            out = features_of(layer) + first;
             out_stride = n;
         }
         vector.combine(images, stride, step.p, step.images, batch, count, tile.ahead,
@@ -492,6 +498,37 @@ void train_conditional(const Problem<T>& problem, Monitor& monitor, StateStream*
     train_replicas<T, ConditionalHidden>(problem, monitor, restore, keep);
 }
 
+template <class T>
+std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama& run, T* features, int threads,
+                                               Monitor& monitor) {
+    Problem<T> p{};  // no updates: nothing is asked again, and nothing is kept
+    p.stack = run.stack;
+    p.fine = run.fine;
+    p.decoupled = true;
+    p.seeds = &run.seed;
+    p.tolerance = run.tolerance;
+    const int members = std::min(threads, ConditionalHidden<T>::most_members(p));
+    Arena sizes(nullptr);
+    ConditionalHidden<T>::lay_out(p, sizes, members);
+    const Block memory = take_block(sizes.used());
+    Arena arena(memory.get());
+    ConditionalHidden<T> hidden = ConditionalHidden<T>::lay_out(p, arena, members);
+    hidden.clear(p);
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(members, [&](Team team) {
+        Pass<T> pass{hidden,       p,  0,  0,   kFeatures, false, features,
+                     run.in_place, {}, {}, bad, monitor,   team};
+        pass.run();
+    });
+    if (!bad.found()) return std::nullopt;
+    return bad.step();
+}
+
+template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, float*, int,
+                                                        Monitor&);
+template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, double*, int,
+                                                        Monitor&);
 template double conditional_bytes<float>(const Problem<float>&);
 template double conditional_bytes<double>(const Problem<double>&);
 template void train_conditional<float>(const Problem<float>&, Monitor&, StateStream*,

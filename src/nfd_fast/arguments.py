@@ -142,6 +142,16 @@ def dtype_name(value: DTypeLike) -> DTypeName:
     raise ValueError(f"dtype must be one of 'float32', 'float64', got {describe(value)}")
 
 
+def fine_layers(depth: int, noise_depth: object) -> int:
+    """Return how many fine noise layers make one of ``depth`` layers."""
+    if noise_depth is None:
+        return 1
+    fine = integer("noise_depth", noise_depth, high=MAX_NOISE_DEPTH)
+    if fine % depth:
+        raise ValueError(f"noise_depth must be a multiple of depth={depth}, got {fine}")
+    return fine // depth
+
+
 def seed(name: str, value: object) -> int:
     """Return a seed in 0 … 2⁶⁴−1, or raise ValueError."""
     return integer(name, value, low=0, high=MAX_SEED, what="an integer in 0 ... 2**64 - 1")
