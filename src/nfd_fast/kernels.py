@@ -626,9 +626,10 @@ def euler_maruyama(
 ) -> NDArray[Any]:
     """Return the features of all layers at initialisation, without the matrices of a network.
 
-    They are those of ``nfd.train(..., engine="conditional")`` before the first update, bit for bit,
-    and in law those of :func:`residual_forward` with fresh weights, at every width n: the forward
-    equation dh = √T du of NFD by Euler–Maruyama with n particles.
+    In law they are those of :func:`residual_forward` with fresh weights, at every width n: the
+    forward equation dh = √T du of NFD by Euler–Maruyama with n particles. They are also those of
+    ``nfd.train(..., engine="conditional")`` before the first update: bit for bit, unless a sample
+    comes so close to others that what is kept for later passes must be better conditioned.
 
     Parameters
     ----------
