@@ -665,9 +665,9 @@ def euler_maruyama(
 
     Notes
     -----
-    DESIGN §2 with nothing asked before: H_l = H_{l-1} + β Ξ_l T_l, T_lᵀT_l = φ(H_{l-1})ᵀφ(H_{l-1})/n
-    with samples as columns, triangular, and without a row for a sample whose φ(H) depends on those
-    before it. arXiv:2512.21075 for NFD.
+    DESIGN §2 with nothing asked before: H_l = H_{l-1} + β Ξ_l T_l, where samples are columns and
+    T_l is triangular, T_lᵀT_l = φ(H_{l-1})ᵀφ(H_{l-1})/n, without a row for a sample whose φ(H)
+    depends on those before it. arXiv:2512.21075 for NFD.
     """
     first = arguments.float_array("features_0", features_0, ("batch", "width"))
     first = arguments.finite_array("features_0", first, first.shape, first.dtype)

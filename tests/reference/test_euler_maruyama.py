@@ -1,4 +1,4 @@
-"""A layer's step and all layers, against scalar loops, the reference, and the engine that makes them."""
+"""A layer's step, and all layers, against scalar loops, the reference and the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conditional Gaussian representation on given arrays: one layer, or a first pass (DESIGN §2)."""
+"""The conditional representation on given arrays: one layer, or a first pass (DESIGN §2)."""
 
 from __future__ import annotations
 
