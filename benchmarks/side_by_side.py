@@ -18,6 +18,10 @@ from nfd_fast.memory import available_bytes
 
 Call = Callable[[], Any]
 
+PATIENCE = 20.0
+"""Seconds after which a peer takes no more turns, so that every workload ends: one that takes so
+long is far away, and its median need not be known better."""
+
 
 class Unavailable(Exception):
     """Why a peer takes no part."""
@@ -60,7 +64,7 @@ def compare(
     work : Work
         What must be done at least; its time on this machine's limits is what 100% means.
     rounds : int
-        In each of them every peer has its turn, then we.
+        In each of them every peer has its turn, until its patience is over, then we.
     reset : callable
         Called before each first answer: arrays that all of them change are as at the start.
     """
@@ -83,6 +87,8 @@ def compare(
 
     def turn() -> None:
         for name, peer in ready.items():
+            if sum(times[name]) > PATIENCE:
+                continue
             start = time.perf_counter()
             peer()
             times[name].append(time.perf_counter() - start)
@@ -95,7 +101,7 @@ def compare(
     benchmark.extra_info |= {
         "threads": threads,
         "peers": {
-            name: {"median": medians[name], "minimum": min(values)}
+            name: {"median": medians[name], "minimum": min(values), "rounds": len(values)}
             for name, values in times.items()
         },
         "absent": absent,

@@ -103,6 +103,29 @@ void step(const Array<T>& state, const Array<T>& images, const Array<double>& im
     run_monitored(monitor, [&] { euler_maruyama_step(step, data, threads, monitor); });
 }
 
+// (L+1, B, n) with H_0 in its first layer, or (1, B, n) in place for a depth that is then told.
+template <class T>
+std::optional<std::int64_t> features_at_start(Array<T>& features, std::int64_t depth,
+                                              double branch_factor, bool skip, int activation,
+                                              std::uint64_t seed, std::int64_t fine,
+                                              double tolerance, int threads) {
+    LayerStack stack = stack_of(features, branch_factor, skip, activation);
+    const bool in_place = stack.depth == 0;
+    if (!in_place && stack.depth != depth) {
+        throw py::value_error("features must have shape (depth + 1, batch, width)");
+    }
+    stack.depth = depth;
+    if (depth < 1 || stack.layer_size() < 1 || fine < 1) {
+        throw py::value_error("depth, batch, width and fine must be at least one");
+    }
+    const EulerMaruyama run{stack, seed, fine, tolerance, in_place};
+    PythonMonitor monitor(1, py::none());
+    T* data = features.mutable_data();
+    std::optional<std::int64_t> bad;
+    run_monitored(monitor, [&] { bad = run_euler_maruyama(run, data, threads, monitor); });
+    return bad;
+}
+
 template <class T>
 void register_typed(py::module_& module) {
     module.def("residual_forward", &forward<T>, py::arg("hidden").noconvert(),
@@ -122,6 +145,9 @@ void register_typed(py::module_& module) {
                py::arg("seed"), py::arg("stream"), py::arg("layer"), py::arg("columns").noconvert(),
                py::arg("noise_coefficients").noconvert(), py::arg("out").noconvert(),
                py::arg("threads"));
+    module.def("euler_maruyama", &features_at_start<T>, py::arg("features").noconvert(),
+               py::arg("depth"), py::arg("branch_factor"), py::arg("skip"), py::arg("activation"),
+               py::arg("seed"), py::arg("fine"), py::arg("tolerance"), py::arg("threads"));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "cpu/conditional_state.hpp"
+#include "cpu/euler_maruyama.hpp"
 #include "cpu/replica.hpp"
 #include "cpu/serial_crew.hpp"
 #include "nfd_fast/layer_algebra.hpp"
@@ -35,7 +36,7 @@ struct ConditionalHidden : ConditionalState<T> {
     std::int64_t slot_size, measure_size;  // most numbers of a chunk's sums and of its Gram
 
     // Scratch of a pass.
-    T* noise;             // (B, n) of the layer that comes next
+    T* noise;             // (B, n) of the layer that comes next, where its algebra asks for it
     T* block;             // (B, n) Z, where it differs from X
     T* accumulated;       // (B, n) sum of the coupling over layers
     double* sums;         // (2, chunks, slot) reductions of this and the next layer
@@ -46,6 +47,7 @@ struct ConditionalHidden : ConditionalState<T> {
     Step<T>* steps;     // (members)
     T* tile_x;          // (members, B, tile)
     T* tile_increment;  // (members, B, tile)
+    T* tile_noise;      // (members, B, tile)
     double* tile_wide;  // (members, 2, B, tile)
     double* combined;   // (members, slot + measure)
 
@@ -74,7 +76,7 @@ struct ConditionalHidden : ConditionalState<T> {
 
         const double rows = static_cast<double>(batch);
         const double block = rows * static_cast<double>(width);
-        arena.take(h.noise, block);
+        arena.take(h.noise, p.decoupled ? 0 : block);
         arena.take(h.block, block);
         arena.take(h.accumulated, p.keep_coupling ? block : 0);
         const double chunk_count = static_cast<double>(h.chunks);
@@ -86,6 +88,7 @@ struct ConditionalHidden : ConditionalState<T> {
         const double tile = rows * static_cast<double>(h.tile_width);
         arena.take(h.tile_x, members * tile);
         arena.take(h.tile_increment, members * tile);
+        arena.take(h.tile_noise, members * tile);
         arena.take(h.tile_wide, members * 2 * tile);
         arena.take(h.combined, members * static_cast<double>(h.slot_size + h.measure_size));
         arena.take(h.steps, members);
@@ -104,15 +107,16 @@ struct ConditionalHidden : ConditionalState<T> {
     void forward(const Problem<T>& p, std::int64_t replica, std::int64_t k, T* layers,
                  FirstBadStep& bad, Monitor& monitor, Team team) {
         const bool keep = k < p.updates;
-        Pass<T> pass{*this, p, replica, k, kFeatures, keep, layers, {}, {}, bad, monitor, team};
+        Pass<T> pass{*this, p,  replica, k,   kFeatures, keep, layers,
+                     false, {}, {},      bad, monitor,   team};
         pass.run();
     }
 
     void backward(const Problem<T>& p, std::int64_t replica, std::int64_t k, const T* layers,
                   AdjointStore<T> adjoints, Gradient gradient, FirstBadStep& bad, Monitor& monitor,
                   Team team) {
-        Pass<T> pass{*this,    p,        replica, k,       kAdjoints, true, const_cast<T*>(layers),
-                     adjoints, gradient, bad,     monitor, team};
+        Pass<T> pass{*this, p,        replica,  k,   kAdjoints, true, const_cast<T*>(layers),
+                     false, adjoints, gradient, bad, monitor,   team};
         pass.run();
     }
 };
@@ -125,8 +129,9 @@ struct Pass {
     const Problem<T>& p;
     std::int64_t replica, k;
     Side side;
-    bool keep;    // whether later passes will ask about this block
-    T* features;  // (L+1, B, n)
+    bool keep;      // whether later passes will ask about this block
+    T* features;    // (L+1, B, n)
+    bool in_place;  // (B, n) instead: each layer takes the place of the one before
     AdjointStore<T> adjoints;
     Gradient gradient;
     FirstBadStep& bad;
@@ -140,6 +145,7 @@ struct Pass {
     LayerAlgebra<T, SerialCrew> algebra{h, rules, SerialCrew{}, step};
     T* const x = h.tile_x + team.rank * batch * stride;
     T* const increment = h.tile_increment + team.rank * batch * stride;
+    T* const tile_noise = h.tile_noise + team.rank * batch * stride;
     double* const wide = h.tile_wide + team.rank * 2 * batch * stride;
     double* const wide_noise = wide + batch * stride;
     double* const combined = h.combined + team.rank * (h.slot_size + h.measure_size);
@@ -151,6 +157,10 @@ struct Pass {
     bool coupled() const { return rules.coupled; }
     std::int64_t layer_at(std::int64_t index) const {
         return forward() ? index + 1 : p.stack.depth - index;
+    }
+
+    T* features_of(std::int64_t layer) const {
+        return features + (in_place ? 0 : layer * p.stack.layer_size());
     }
 
     // The reductions of a layer; how many there are depends on its ranks.
@@ -241,7 +251,7 @@ struct Pass {
         for (std::int64_t b = 0; b < batch; ++b) {
             T* column = x + b * stride;
             if (forward()) {
-                const T* from = features + (layer - 1) * p.stack.layer_size() + b * n + tile.first;
+                const T* from = features_of(layer - 1) + b * n + tile.first;
                 vector.activate(p.stack.activation, from, tile.count, column);
             } else {
                 std::copy_n(adjoints.layer(p.stack, layer) + b * n + tile.first, tile.count,
@@ -264,12 +274,26 @@ struct Pass {
         }
     }
 
+    // Columns of neurons, `apart` from one to the next.
+    struct Columns {
+        T* data;
+        std::int64_t apart;
+    };
+
+    // Where xi of a tile lies. The algebra asks for products of it with the other side's basis, if
+    // there is one that counts: then it was drawn before. Else it is drawn where it is used.
+    bool noise_is_asked(std::int64_t across) const { return reused() && across > 0; }
+    Columns noise_of(std::int64_t across, const Tile& tile) const {
+        if (noise_is_asked(across)) return {h.noise + tile.first, n};
+        return {tile_noise, stride};
+    }
+
     // xi of the layer for one tile: the normalised sum of its fine layers' noise.
-    void draw(std::int64_t layer, const Tile& tile) const {
+    void draw(std::int64_t layer, const Tile& tile, Columns noise) const {
         const Stream stream = forward() ? Stream::forward_noise : Stream::backward_noise;
         const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(p.fine)));
         for (std::int64_t b = 0; b < batch; ++b) {
-            T* to = h.noise + b * n + tile.first;
+            T* to = noise.data + b * noise.apart;
             const auto column = static_cast<std::uint32_t>((p.first_update + k) * batch + b);
             for (std::int64_t s = 1; s <= p.fine && !monitor.stopped(); ++s) {
                 const NoiseAddress address =
@@ -294,12 +318,13 @@ struct Pass {
                         batch, count, tile.ahead, to.b);
         if (stopped_in_tile()) return;
         vector.products(x, stride, batch, wide, stride, batch, count, 0, to.zz);
-        draw(layer, tile);
-        if (!reused() || across == 0 || stopped_in_tile()) return;
+        if (!noise_is_asked(across) || stopped_in_tile()) return;
+        const Columns noise = noise_of(across, tile);
+        draw(layer, tile, noise);
         vector.products(h.tile_of(h.images[other()], layer, tile.index), stride, across, wide,
                         stride, batch, count, tile.ahead, to.s);
         if (stopped_in_tile()) return;
-        widen(h.noise + tile.first, n, count, wide_noise);
+        widen(noise.data, noise.apart, count, wide_noise);
         vector.products(h.tile_of(h.basis[other()], layer, tile.index), stride, across, wide_noise,
                         stride, batch, count, tile.ahead, to.z);
     }
@@ -367,24 +392,32 @@ struct Pass {
 
     // Stores the new columns and makes the next features or adjoints.
     void update(std::int64_t index, const Tile& tile) const {
-        if (keep && step.rank > 0) store_columns(index, tile);
-        if (stopped_in_tile()) return;
         const std::int64_t layer = layer_at(index), first = tile.first, count = tile.count;
-        const std::int64_t size = p.stack.layer_size();
+        const Columns noise = noise_of(step.q, tile);
+        if (!noise_is_asked(step.q)) draw(layer, tile, noise);
+        if (stopped_in_tile()) return;
+        if (keep && step.rank > 0) store_columns(index, tile, noise);
+        if (stopped_in_tile()) return;
         const T* images = h.tile_of(h.images[side], layer, tile.index);
         const T* other_basis = h.tile_of(h.basis[other()], layer, tile.index);
-        const T* xi = h.noise + first;
-        const T* before = features + (layer - 1) * size + first;
+        const T* before = features_of(layer - 1) + first;
         T* out = increment;
         std::int64_t out_stride = stride;
         if (forward()) {
-            out = features + layer * size + first;
+            out = features_of(layer) + first;
             out_stride = n;
         }
-        vector.combine(images, stride, step.p, step.images, batch, count, tile.ahead,
-                       forward() && p.stack.skip ? before : nullptr, n, out, out_stride);
-        if (stopped_in_tile()) return;
-        vector.combine(xi, n, batch, step.noise, batch, count, 0, out, out_stride, out, out_stride);
+        const T* start = forward() && p.stack.skip ? before : nullptr;
+        std::int64_t start_stride = n;
+        if (step.p > 0) {
+            vector.combine(images, stride, step.p, step.images, batch, count, tile.ahead, start,
+                           start_stride, out, out_stride);
+            start = out;
+            start_stride = out_stride;
+            if (stopped_in_tile()) return;
+        }
+        vector.combine(noise.data, noise.apart, batch, step.noise, batch, count, 0, start,
+                       start_stride, out, out_stride);
         if (step.uses_other) {
             vector.combine(other_basis, stride, step.q, step.other, batch, count, tile.ahead, out,
                            out_stride, out, out_stride);
@@ -410,7 +443,7 @@ struct Pass {
     }
 
     // The new columns of the basis and their images, and the products by which they are measured.
-    void store_columns(std::int64_t index, const Tile& tile) const {
+    void store_columns(std::int64_t index, const Tile& tile, Columns noise) const {
         const std::int64_t layer = layer_at(index), count = tile.count, rank = step.rank;
         T* basis = h.tile_of(h.basis[side], layer, tile.index);
         T* fresh = basis + step.p * stride;
@@ -418,7 +451,7 @@ struct Pass {
         load_residual(layer, tile);
         for (std::int64_t i = 0; i < rank; ++i) {
             std::copy_n(x + step.pivot[i] * stride, count, increment + i * stride);
-            std::copy_n(h.noise + step.pivot[i] * n + tile.first, count, image + i * stride);
+            std::copy_n(noise.data + step.pivot[i] * noise.apart, count, image + i * stride);
         }
         vector.combine(basis, stride, step.p, step.from_basis, rank, count, tile.ahead, increment,
                        stride, increment, stride);
@@ -492,6 +525,37 @@ void train_conditional(const Problem<T>& problem, Monitor& monitor, StateStream*
     train_replicas<T, ConditionalHidden>(problem, monitor, restore, keep);
 }
 
+template <class T>
+std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama& run, T* features, int threads,
+                                               Monitor& monitor) {
+    Problem<T> p{};  // no updates: nothing is asked again, and nothing is kept
+    p.stack = run.stack;
+    p.fine = run.fine;
+    p.decoupled = true;
+    p.seeds = &run.seed;
+    p.tolerance = run.tolerance;
+    const int members = std::min(threads, ConditionalHidden<T>::most_members(p));
+    Arena sizes(nullptr);
+    ConditionalHidden<T>::lay_out(p, sizes, members);
+    const Block memory = take_block(sizes.used());
+    Arena arena(memory.get());
+    ConditionalHidden<T> hidden = ConditionalHidden<T>::lay_out(p, arena, members);
+    hidden.clear(p);
+    FirstBadStep bad;
+    const blas::SingleThreaded single_threaded_blas;
+    run_team(members, [&](Team team) {
+        Pass<T> pass{hidden,       p,  0,  0,   kFeatures, false, features,
+                     run.in_place, {}, {}, bad, monitor,   team};
+        pass.run();
+    });
+    if (!bad.found()) return std::nullopt;
+    return bad.step();
+}
+
+template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, float*, int,
+                                                        Monitor&);
+template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, double*, int,
+                                                        Monitor&);
 template double conditional_bytes<float>(const Problem<float>&);
 template double conditional_bytes<double>(const Problem<double>&);
 template void train_conditional<float>(const Problem<float>&, Monitor&, StateStream*,

@@ -13,8 +13,10 @@ namespace nfd_fast {
 namespace {
 
 constexpr std::align_val_t kHugePage{std::size_t{1} << 21};
-// Below this the allocator of the C library keeps memory by itself.
+// Below this the allocator of the C library keeps memory by itself, if it isn't asked for more than
+// is needed.
 constexpr std::size_t kSmallest = std::size_t{1} << 23;
+constexpr std::align_val_t kVector{64};
 // One per thread of an ensemble; more would only wait for a taker that never comes.
 constexpr std::size_t kMostKept = 64;
 
@@ -44,8 +46,13 @@ Block take_block(double bytes) {
     if (bytes > static_cast<double>(std::numeric_limits<std::ptrdiff_t>::max() / 2)) {
         throw std::bad_alloc();
     }
+    const auto needed = static_cast<std::size_t>(bytes);
+    if (needed < kSmallest) {
+        return Block(static_cast<unsigned char*>(::operator new(needed, kVector)),
+                     ReturnBlock{needed});
+    }
     constexpr auto page = static_cast<std::size_t>(kHugePage);
-    const std::size_t size = (static_cast<std::size_t>(bytes) + page - 1) / page * page;
+    const std::size_t size = (needed + page - 1) / page * page;
     const std::lock_guard<std::mutex> lock(guard);
     auto& blocks = kept();
     for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -59,14 +66,18 @@ Block take_block(double bytes) {
     for (const Kept& block : blocks) ::operator delete(block.block, kHugePage);
     blocks.clear();
     Block block(static_cast<unsigned char*>(::operator new(size, kHugePage)), ReturnBlock{size});
-    if (size >= kSmallest) advise(block.get(), size, false);
+    advise(block.get(), size, false);
     return block;
 }
 
 void ReturnBlock::operator()(unsigned char* block) const {
+    if (size < kSmallest) {
+        ::operator delete(block, kVector);
+        return;
+    }
     const std::lock_guard<std::mutex> lock(guard);
     auto& blocks = kept();
-    if (size < kSmallest || blocks.size() >= kMostKept) {
+    if (blocks.size() >= kMostKept) {
         ::operator delete(block, kHugePage);
         return;
     }

@@ -133,6 +133,17 @@ def euler_maruyama_step(
     out: NDArray[_Real],
     threads: int,
 ) -> None: ...
+def euler_maruyama(
+    features: NDArray[_Real],
+    depth: int,
+    branch_factor: float,
+    skip: bool,
+    activation: int,
+    seed: int,
+    fine: int,
+    tolerance: float,
+    threads: int,
+) -> int | None: ...
 
 class _TrainingTask:
     def __init__(

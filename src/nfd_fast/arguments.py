@@ -131,15 +131,25 @@ def dtype_name(value: DTypeLike) -> DTypeName:
     """Return ``"float32"`` or ``"float64"``, or raise ValueError."""
     if value is not None:
         try:
-            name = np.dtype(value).name
+            kind = np.dtype(value).type
         except (TypeError, ValueError, SyntaxError):  # the last from text such as "f4,,"
             pass
         else:
-            if name == "float32":
+            if kind is np.float32:
                 return "float32"
-            if name == "float64":
+            if kind is np.float64:
                 return "float64"
     raise ValueError(f"dtype must be one of 'float32', 'float64', got {describe(value)}")
+
+
+def fine_layers(depth: int, noise_depth: object) -> int:
+    """Return how many fine noise layers make one of ``depth`` layers."""
+    if noise_depth is None:
+        return 1
+    fine = integer("noise_depth", noise_depth, high=MAX_NOISE_DEPTH)
+    if fine % depth:
+        raise ValueError(f"noise_depth must be a multiple of depth={depth}, got {fine}")
+    return fine // depth
 
 
 def seed(name: str, value: object) -> int:
@@ -232,14 +242,22 @@ def check_shape(name: str, array: NDArray[Any], shape: Shape) -> None:
         raise ValueError(f"{name} must have shape {expected}, got {array.shape}")
 
 
+def _laid_out(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an aligned C-contiguous array of a dtype, in which large numbers may be infinite."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return array  # NumPy would say so too, but a tiny run feels how long it takes
+    with np.errstate(over="ignore"):
+        return np.require(array, dtype, ["C", "A"])
+
+
 def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
     """Return an aligned C-contiguous finite array of the given dtype and shape."""
     array = as_array(name, value)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
     check_shape(name, array, shape)
-    with np.errstate(over="ignore"):  # reported below, in words
-        array = np.require(array, dtype, ["C", "A"])
+    array = _laid_out(array, dtype)
     finite = np.isfinite(array)
     if not finite.all():
         where = np.unravel_index(int(np.argmin(finite)), array.shape)
@@ -264,7 +282,7 @@ def float_array(
     """
     array = as_array(name, value)
     check_floats(name, array, shape, dtype, of=of)
-    return np.require(array, requirements=["C", "A"])
+    return _laid_out(array, array.dtype)
 
 
 def check_floats(
@@ -324,7 +342,7 @@ def words(name: str, value: object, shape: Shape) -> NDArray[np.uint32]:
         bad = array[(array < 0) | (array >= 2**32)].flat[0]
         raise ValueError(f"{name} must be integers in 0 ... 2**32 - 1, got {bad}")
     check_shape(name, array, shape)
-    return np.require(array, np.uint32, ["C", "A"])
+    return _laid_out(array, np.uint32)
 
 
 def columns(value: object) -> NDArray[np.uint32]:

@@ -23,12 +23,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nfd_fast import _core, arguments, device_arrays, outputs
+from nfd_fast.exceptions import DivergenceError
 from nfd_fast.threads import thread_count
+from nfd_fast.tolerance import TOLERANCE
 
 __all__ = [
     "activation",
     "activation_derivative",
     "box_muller",
+    "euler_maruyama",
     "euler_maruyama_step",
     "hidden_gradient",
     "normal",
@@ -605,6 +608,95 @@ def euler_maruyama_step(
     _core.euler_maruyama_step(
         before, *known, *address, indices, factors, result, thread_count(threads)
     )
+    return result if out is None else out
+
+
+def euler_maruyama(
+    features_0: ArrayLike,
+    *,
+    depth: int,
+    branch_factor: float,
+    seed: int,
+    activation: str = "tanh",
+    skip: bool = True,
+    noise_depth: int | None = None,
+    all_layers: bool = True,
+    out: Any = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the features of all layers at initialisation, without the matrices of a network.
+
+    In law they are those of :func:`residual_forward` with fresh weights, at every width n: the
+    forward equation dh = √T du of NFD by Euler–Maruyama with n particles. They are also those of
+    ``nfd.train(..., engine="conditional")`` before the first update: bit for bit, unless a sample
+    comes so close to others that what is kept for later passes must be better conditioned.
+
+    Parameters
+    ----------
+    features_0 : (B, n) array of float32 or float64
+        H_0, finite; its dtype is the dtype of the computation.
+    depth : int
+        L, the number of layers, or of steps.
+    branch_factor : float
+        β; √(T/L) for steps of length T/L.
+    seed : int
+        0 … 2⁶⁴−1, of the noise ``"forward_noise"`` of layers 1 … L and columns 0 … B−1.
+    activation, skip, threads
+        As in :func:`residual_forward`.
+    noise_depth : int, optional
+        A multiple r·depth: each layer takes the normalised sum of r fine layers of noise, so that
+        different depths share one Brownian path. Default: ``depth``.
+    all_layers : bool
+        False returns the last layer alone; the others are never stored.
+    out : (L+1, B, n) or, without the other layers, (B, n) array, optional
+        ``features_0`` may be its first layer, or all of it.
+
+    Returns
+    -------
+    (L+1, B, n) or (B, n) array in the dtype of ``features_0``
+
+    Raises
+    ------
+    ValueError
+        For shapes, dtypes or sizes that don't fit, and numbers in ``features_0`` that aren't
+        finite.
+    DivergenceError
+        If a layer isn't finite; then what was filled means nothing.
+
+    Notes
+    -----
+    DESIGN §2 with nothing asked before: H_l = H_{l-1} + β Ξ_l T_l, where samples are columns and
+    T_l is triangular, T_lᵀT_l = φ(H_{l-1})ᵀφ(H_{l-1})/n, without a row for a sample whose φ(H)
+    depends on those before it. arXiv:2512.21075 for NFD.
+    """
+    first = arguments.float_array("features_0", features_0, ("batch", "width"))
+    first = arguments.finite_array("features_0", first, first.shape, first.dtype)
+    batch, width = first.shape
+    arguments.integer("width", width, low=0, high=arguments.MAX_INDEX)
+    layers = arguments.integer("depth", depth, high=arguments.MAX_NOISE_DEPTH)
+    fine = arguments.fine_layers(layers, noise_depth)
+    factor, skip = arguments.real("branch_factor", branch_factor), arguments.flag("skip", skip)
+    index, key = _activation_index(activation), arguments.seed("seed", seed)
+    everything = arguments.flag("all_layers", all_layers)
+    shape = (layers + 1, batch, width) if everything else (batch, width)
+    result = outputs.output("out", out, shape, first.dtype)
+    stack = result if everything else result[None]
+    outputs.keep_apart("out", result, "features_0", first, place=stack[0])
+    stack[0] = first
+    if first.size:
+        bad = _core.euler_maruyama(
+            stack,
+            layers,
+            factor,
+            skip,
+            index,
+            key,
+            fine,
+            TOLERANCE[arguments.dtype_name(first.dtype)],
+            thread_count(threads),
+        )
+        if bad is not None:
+            raise DivergenceError(0, bad, "features", key)
     return result if out is None else out
 
 

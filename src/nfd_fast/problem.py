@@ -163,17 +163,6 @@ def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
     return tuple(seeds), True
 
 
-def fine_layers(net: ResNet, noise_depth: int | None) -> int:
-    """Return how many fine noise layers make one layer."""
-    if noise_depth is None:
-        return 1
-    most = arguments.MAX_NOISE_DEPTH
-    fine = arguments.integer("noise_depth", noise_depth, high=most)
-    if fine % net.depth:
-        raise ValueError(f"noise_depth must be a multiple of depth={net.depth}, got {fine}")
-    return fine // net.depth
-
-
 def given_weights(
     net: ResNet, weights: Weights, backward: str, dtype: str, overwrite: bool
 ) -> Weights:

@@ -20,7 +20,6 @@ from nfd_fast.problem import (
     answers,
     batch_indices,
     checked_seeds,
-    fine_layers,
     given_weights,
 )
 from nfd_fast.results import Run
@@ -156,7 +155,7 @@ def train(
         raise ValueError("x must hold at least one sample, got none")
     targets, labels = answers(net, sgd, y, len(inputs))
     seeds, ensemble = checked_seeds(seed)
-    fine = fine_layers(net, noise_depth)
+    fine = arguments.fine_layers(net.depth, noise_depth)
     overwrite = arguments.flag("overwrite_weights", overwrite_weights)
     every = arguments.integer("record_every", record_every)
     if net.depth % every:

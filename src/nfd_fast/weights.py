@@ -9,7 +9,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from nfd_fast import _core, arguments, memory
 from nfd_fast.model import BACKWARDS, ResNet, Weights
-from nfd_fast.problem import fine_layers
 from nfd_fast.threads import thread_count
 
 
@@ -52,7 +51,7 @@ def initial_weights(
     seed = arguments.seed("seed", seed)
     arguments.option("backward", backward, BACKWARDS)
     name = arguments.dtype_name(dtype)
-    fine = fine_layers(net, noise_depth)
+    fine = arguments.fine_layers(net.depth, noise_depth)
     count = thread_count(threads)
     matrices = 2 if backward == "decoupled" else 1
     hidden_entries = float(net.depth) * net.width * net.width

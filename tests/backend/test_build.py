@@ -28,12 +28,16 @@ step = {dtype: kernels.euler_maruyama_step(
             np.array(normals[dtype]), np.eye(3, 5), seed=2, layer=3, columns=range(3),
             images=normals[dtype][:2], image_coefficients=np.ones((2, 5)) / 3)
         for dtype in normals}
+layers = {dtype: kernels.euler_maruyama(
+              np.array(normals[dtype]), depth=3, branch_factor=0.5, seed=2)
+          for dtype in normals}
 activations = {name: kernels.activation(name, np.linspace(-9, 9, 331)).tolist()
                for name in nfd.ACTIVATIONS}
 print(json.dumps({
     "isa": nfd.build_info()["instruction_set"], "words": words.tolist(),
     "normals": {d: z.tolist() for d, z in normals.items()},
     "steps": {d: z.tolist() for d, z in step.items()},
+    "layers": {d: z.tolist() for d, z in layers.items()},
     "activations": activations, "losses": losses}))
 """
 
@@ -78,6 +82,10 @@ def test_every_instruction_set_gives_the_same_numbers() -> None:
             # Of terms below 18 in all, each 16 units off, with 6 roundings: 400.
             found, eps = other["steps"][name], np.finfo(name).eps  # type: ignore[index]
             np.testing.assert_allclose(found, values, rtol=0, atol=400 * eps)
+        for name, values in first["layers"].items():  # type: ignore[attr-defined]
+            # Three such steps of 5 terms.
+            found, eps = other["layers"][name], np.finfo(name).eps  # type: ignore[index]
+            np.testing.assert_allclose(found, values, rtol=0, atol=3 * 400 * eps)
         np.testing.assert_allclose(other["losses"], first["losses"], rtol=1e-12)  # type: ignore[arg-type]
 
 

@@ -27,6 +27,8 @@ CASES = {
     "batches=[[0, 1]] * 20)",
     "step": "nfd.kernels.euler_maruyama_step(np.ones((1, 4096)), np.ones((4_000_000, 1)), seed=0, "
     "layer=1, columns=range(4_000_000))",
+    "layers": "nfd.kernels.euler_maruyama(np.ones((2, 4096)), depth=10_000_000, seed=0, "
+    "branch_factor=1e-4, all_layers=False)",
     "noise": "nfd.kernels.normal(0, 'hidden', 4096, columns=range(400_000))",
 }
 

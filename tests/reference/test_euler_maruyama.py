@@ -1,4 +1,4 @@
-"""A layer's step against scalar loops, the reference, and the engine that makes the same step."""
+"""A layer's step, and all layers, against scalar loops, the reference and the engine."""
 
 from __future__ import annotations
 
@@ -186,3 +186,95 @@ def test_two_passes_of_the_conditional_engine(implementation: ModuleType, activa
             **noise,
         )
         np.testing.assert_allclose(second, features[1, layer], rtol=0, atol=1e-9)
+
+
+@given(
+    batch=st.integers(0, 6),
+    width=st.sampled_from([0, 1, 2, 3, 5, 31, 33, 257, 512, 513, 1100, 2049]),
+    depth=st.integers(1, 4),
+    fine=st.integers(1, 3),
+    activation=st.sampled_from(["tanh", "relu", "gelu"]),
+    skip=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_all_layers_are_those_of_the_reference(
+    batch: int,
+    width: int,
+    depth: int,
+    fine: int,
+    activation: str,
+    skip: bool,
+    seed: int,
+    dtype: str,
+) -> None:
+    """To 20 eps a layer, for a normal's 8 and the terms' rounding, while samples are far from
+    dependent; as many of them as neurons may have a condition of 1e4, which each layer feels.
+    """
+    random = np.random.default_rng(seed)
+    first = random.standard_normal((batch, width)).astype(dtype)
+    given: dict[str, Any] = {
+        "depth": depth,
+        "branch_factor": depth**-0.5,
+        "seed": seed,
+        "activation": activation,
+        "skip": skip,
+        "noise_depth": fine * depth,
+    }
+    found = kernels.euler_maruyama(first, **given, threads=1)
+    expected = reference.euler_maruyama(first, **given)
+    assert found.shape == expected.shape == (depth + 1, batch, width)
+    assert found.dtype == expected.dtype == dtype
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    condition = 1.0 if width > 4 * batch else 1e4
+    bound = 20 * depth * condition * np.finfo(dtype).eps * scale
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+    # Bits do not depend on threads, nor on which layers are kept and where.
+    for threads in (2, 3):
+        assert np.array_equal(kernels.euler_maruyama(first, **given, threads=threads), found)
+        last = kernels.euler_maruyama(first, **given, all_layers=False, threads=threads)
+        assert np.array_equal(last, found[-1])
+    assert kernels.euler_maruyama(first, **given, all_layers=False, out=first) is first
+    assert np.array_equal(first, found[-1])
+    last = reference.euler_maruyama(expected[0], **given, all_layers=False)
+    assert np.array_equal(last, expected[-1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parameterization", ["depth_mup", "mlp"])
+@pytest.mark.parametrize("width", [40, 3001])
+def test_all_layers_are_the_engine_s_first_pass(
+    parameterization: str, width: int, dtype: str
+) -> None:
+    """Bit for bit, also where a sample comes twice."""
+    net = nfd.ResNet(width, 6, 3, parameterization=parameterization)
+    x = np.array([[1.0, 0.4, -0.3], [-0.5, 1.1, 0.8], [1.0, 0.4, -0.3], [0.9, -0.7, 1.2]])
+    run = nfd.train(
+        net,
+        nfd.SGD(0.4),
+        x,
+        np.ones(4),
+        batches=[range(4)],
+        seed=11,
+        engine="conditional",
+        noise_depth=12,
+        dtype=dtype,
+        record=("features",),
+    )
+    features = run.observables["features"][0]
+    found = kernels.euler_maruyama(
+        features[0].astype(dtype),
+        depth=6,
+        branch_factor=net.branch_factor,
+        seed=11,
+        skip=net.skip,
+        noise_depth=12,
+    )
+    assert np.array_equal(found, features)
+    assert np.array_equal(found[:, 0], found[:, 2])
+
+
+def test_a_layer_that_is_not_finite_is_reported() -> None:
+    first = np.full((2, 40), 1e30, np.float32)
+    with pytest.raises(nfd.DivergenceError, match="features stopped being finite at layer 2"):
+        kernels.euler_maruyama(first, depth=3, branch_factor=1e5, seed=0, activation="relu")

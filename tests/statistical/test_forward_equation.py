@@ -31,15 +31,14 @@ def test_kernels_of_the_forward_equation(activation: str) -> None:
     for seed in range(replicas):
         h = X @ kernels.normal(seed, "input", particles, columns=range(3), dtype="float64")
         h /= math.sqrt(3)
-        found[seed, 0] = h @ h.T / particles
-        for layer in range(1, depth + 1):
-            phi = kernels.activation(activation, h)
-            factor = np.linalg.cholesky(phi @ phi.T / particles)
-            coefficients = math.sqrt(horizon / depth) * factor.T
-            kernels.euler_maruyama_step(
-                h, coefficients, seed=seed, layer=layer, columns=range(3), out=h
-            )
-            found[seed, layer] = h @ h.T / particles
+        layers = kernels.euler_maruyama(
+            h,
+            depth=depth,
+            branch_factor=math.sqrt(horizon / depth),
+            seed=seed,
+            activation=activation,
+        )
+        found[seed] = layers @ layers.swapaxes(1, 2) / particles
     error = found.std(axis=0, ddof=1) / math.sqrt(replicas)
     quantile = stats.t.isf(1e-5 / (2 * 17 * 6), replicas - 1)
     assert (np.abs(found.mean(axis=0) - expected) < quantile * error + 4 / particles).all()

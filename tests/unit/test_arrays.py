@@ -122,6 +122,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "hidden_gradient": lambda made, **o: kernels.hidden_gradient(
         made(LAYERS), made(ADJOINTS), branch_factor=0.5, **o
     ),
+    "euler_maruyama": lambda made, **o: kernels.euler_maruyama(
+        made(FIRST), depth=2, branch_factor=0.5, seed=1, **o
+    ),
     "euler_maruyama_step": lambda made, **o: kernels.euler_maruyama_step(
         made(FIRST),
         made(np.eye(4)),

@@ -258,6 +258,13 @@ def test_names_of_the_suite_stay() -> None:
     expected |= {f"workloads.particles[N={size}]" for size in sizes}
     expected |= {f"workloads.normals[2^{power}]" for power in (16, 22)}
     expected |= {f"workloads.replicas[R={r}]" for r in ("4 n=64 L=8 B=16", "32 n=128 L=64 B=128")}
+    sizes = ["512 B=4", *(f"4096 B={batch}" for batch in (1, 2, 4, 8, 16, 24))]
+    expected |= {f"thin_products.step[n={size}]" for size in sizes}
+    expected |= {
+        f"thin_products.product[{product}-n={size}]"
+        for product in ("forward", "backward", "update")
+        for size in sizes
+    }
     engines = ("dense", "conditional")
     expected |= {
         f"growth.exponent[{engine}-{grows}-{pace}]"

@@ -204,6 +204,45 @@ def test_euler_maruyama_step(module: ModuleType, change: dict[str, object], mess
         module.euler_maruyama_step(**STEP | change)
 
 
+@pytest.mark.parametrize("module", [kernels, nfd.reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features_0": LAST[0]}, "features_0 must have shape (batch, width), got (3,)"),
+        ({"features_0": LAST.astype(int)}, "features_0 must be float32 or float64, got dtype int"),
+        (
+            {"features_0": LAST * np.float32(np.nan)},
+            "features_0 must be finite in float32, got nan at index (0, 0)",
+        ),
+        ({"depth": 0}, "depth must be a positive integer of at most 16777216, got 0"),
+        ({"noise_depth": 3}, "noise_depth must be a multiple of depth=2, got 3"),
+        ({"branch_factor": np.inf}, "branch_factor must be a finite number, got inf"),
+        ({"seed": 2**64}, "seed must be an integer in 0 ... 2**64 - 1, got 18446744073709551616"),
+        ({"activation": "sine"}, "must be one of 'identity', 'relu'"),
+        ({"skip": 1}, "skip must be "),
+        ({"all_layers": "last"}, "all_layers must be "),
+    ],
+)
+def test_euler_maruyama(module: ModuleType, change: dict[str, object], message: str) -> None:
+    given = {"features_0": LAST, "depth": 2, "branch_factor": 0.5, "seed": 0}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        module.euler_maruyama(**given | change)
+
+
+def test_out_of_all_layers_has_the_first_in_its_place_or_none_of_it() -> None:
+    room = np.ones((3, 4, 3), np.float32)
+    for first, out, all_layers, message in (
+        (room[1], room, True, "out must not overlap features_0 unless features_0 lies where"),
+        (LAST, room[0], True, "out must be an array of shape (3, 4, 3) and dtype float32"),
+        (LAST, room, False, "out must be an array of shape (4, 3) and dtype float32"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels.euler_maruyama(
+                first, depth=2, branch_factor=0.5, seed=0, all_layers=all_layers, out=out
+            )
+    assert np.array_equal(room, np.ones((3, 4, 3)))
+
+
 def test_out_of_a_step_is_the_state_or_apart() -> None:
     room = np.ones((6, 3), np.float32)
     for out, message in (

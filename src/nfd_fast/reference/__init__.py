@@ -10,7 +10,7 @@ with it.
 ``activations``      φ and φ'
 ``losses``           mean squared error and cross entropy
 ``conditional``      training without the initial matrices, column by column (DESIGN §2)
-``euler_maruyama``   one layer of the conditional representation (DESIGN §2)
+``euler_maruyama``   the conditional representation: one layer, or a first pass (DESIGN §2)
 ``network``          weights at initialisation, forward and backward pass, SGD (DESIGN §1)
 ``observables``      what a run can record (DESIGN §5)
 ``theory``           moments and kernels at infinite width (DESIGN §3.1)
@@ -20,7 +20,7 @@ with it.
 
 from nfd_fast.reference.activations import ACTIVATIONS, activation, activation_derivative
 from nfd_fast.reference.conditional import ConditionalMatrix, ConditionalRun, train_conditional
-from nfd_fast.reference.euler_maruyama import euler_maruyama_step
+from nfd_fast.reference.euler_maruyama import euler_maruyama, euler_maruyama_step
 from nfd_fast.reference.losses import LOSSES, cross_entropy, mse
 from nfd_fast.reference.network import (
     backward_pass,
@@ -54,6 +54,7 @@ __all__ = [
     "backward_pass",
     "box_muller",
     "cross_entropy",
+    "euler_maruyama",
     "euler_maruyama_step",
     "feature_kernels",
     "feature_movement",
