@@ -41,6 +41,9 @@ constexpr std::int64_t kMostChunks = 264;
 constexpr std::int64_t kTile = 256, kNarrowTile = 128;
 constexpr std::int64_t kWide = kTile * kMostChunks / 4;
 
+// Bases and images of both sides.
+constexpr std::int64_t kTables = 4;
+
 // Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
 constexpr int kMostHeld = 8;
 
@@ -77,10 +80,11 @@ struct Pass {
     LayerStack stack;
     LayerRules rules;
     LayerMemory memory;  // of the first replica
-    T* basis[2];         // (replicas, L, tiles, capacity, tile) per side
-    T* images[2];        // the same
-    std::int64_t tile_width, tiles, tiles_per_chunk, chunks;
-    int members;  // blocks of a replica
+    T* tables;           // (replicas, L, tiles, kTables, capacity, tile)
+    // Of both sides: the tables of a tile lie side by side. From the first tile's on.
+    T *basis[2], *images[2];
+    std::int64_t tile_width, tiles, chunks;  // tiles chunk, chunk + chunks, ... make one
+    int members;                             // blocks of a replica
 
     std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
     const std::uint64_t* seeds;
@@ -111,14 +115,14 @@ struct Pass {
     double* coupling_accumulated;
 };
 
-// Brings memory near, all at once: the algebra would wait for one line after the other.
-__device__ inline void touch(const void* from, std::int64_t bytes) {
+// Asks for memory to be brought near, by the whole block, a line of 128 bytes at a time.
+__device__ inline void prefetch(const void* from, std::int64_t bytes) {
 #if defined(NFD_FAST_EMULATES_CUDA)
     (void)from, (void)bytes;
 #else
-    for (std::int64_t at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128) {
-        asm volatile("{ .reg .u32 near; ld.global.ca.u32 near, [%0]; }" ::"l"(
-            static_cast<const char*>(from) + at));
+#pragma unroll 1
+    for (std::int64_t at = threadIdx.x * 128; at < bytes; at += kThreads * 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + at));
     }
 #endif
 }
@@ -138,27 +142,28 @@ __device__ inline void load_row(const T* row, T (&value)[N]) {
     }
 }
 
-// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile. Many
-// columns are asked for before the first is used: that, and not arithmetic, is what takes time.
+// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile. A few
+// columns are asked for before the first is used. Not more: what a sweep runs through must fit
+// where instructions are kept.
 template <int N, class T>
-__device__ inline void combine(const T* column, std::int64_t apart, std::int64_t columns,
-                               const T* coefficients, std::int64_t stride, T (&sum)[N]) {
-    constexpr int at_once = sizeof(T) == sizeof(float) ? 16 : 8;
-    const int count = static_cast<int>(columns);
-    for (int i = 0; i < count; i += at_once) {
+__device__ inline void combine(const T* column, int step, std::int64_t count, const T* coefficients,
+                               int row, T (&sum)[N]) {
+    constexpr int at_once = 8;
+#pragma unroll 1
+    for (auto left = static_cast<int>(count); left > 0; left -= at_once) {
         T value[at_once];
 #pragma unroll
-        for (int m = 0; m < at_once; ++m) {
-            value[m] = i + m < count ? column[(i + m) * apart] : T(0);
-        }
+        for (int m = 0; m < at_once; ++m) value[m] = m < left ? column[m * step] : T(0);
 #pragma unroll
         for (int m = 0; m < at_once; ++m) {
-            if (i + m >= count) break;
+            if (m >= left) break;
             T factor[N];
-            load_row<N>(coefficients + (i + m) * stride, factor);
+            load_row<N>(coefficients + m * row, factor);
 #pragma unroll
             for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value[m], factor[b], sum[b]);
         }
+        column += at_once * step;
+        coefficients += at_once * row;
     }
 }
 
@@ -178,8 +183,8 @@ class Sweeper {
           side_(pass.rules.side),
           batch_(pass.stack.batch),
           n_(pass.stack.width),
-          tile_(pass.tile_width),
-          row_(pass.rules.padded(batch_)),
+          tile_(static_cast<int>(pass.tile_width)),
+          row_(static_cast<int>(pass.rules.padded(batch_))),
           stored_(batch_ > N),
           memory_(of_replica()),
           crew_(crew_size(pass), nullptr, 0) {
@@ -191,22 +196,29 @@ class Sweeper {
         };
         right_ = reinterpret_cast<double*>(take(N * tile_ * 8));
         right_noise_ = reinterpret_cast<double*>(take(N * tile_ * 8));
+        left_ = reinterpret_cast<T*>(take(N * tile_ * static_cast<std::int64_t>(sizeof(T))));
         scratch_ = reinterpret_cast<double*>(take(kScratch * 8));
         crew_ = Crew(crew_size(pass), scratch_, kScratch);
-        new (&algebra_) Algebra(memory_, p_.rules, crew_, step_);
+        new (&algebra_) Algebra(near_, p_.rules, crew_, step_);
         if (p_.step_shared) {
             region_ = take(p_.step_bytes);
             combined_ = reinterpret_cast<double*>(take(p_.slot_size * 8));
+            matrices_ = reinterpret_cast<double*>(take(matrix_bytes(p_)));
             lay_out(region_);
         } else {
             combined_ = p_.combined + (replica_ * 2 + (member_ == 0 ? 0 : 1)) * p_.slot_size;
         }
     }
 
+    // Where a step is worked out in shared memory.
+    static std::int64_t step_shared_bytes(const Pass<T>& p) {
+        return rounded(p.step_bytes) + rounded(p.slot_size * 8) + rounded(matrix_bytes(p));
+    }
     static std::int64_t shared_bytes(const Pass<T>& p) {
-        std::int64_t bytes =
-            rounded(sizeof(Sweeper)) + 2 * rounded(N * p.tile_width * 8) + rounded(kScratch * 8);
-        if (p.step_shared) bytes += rounded(p.step_bytes) + rounded(p.slot_size * 8);
+        std::int64_t bytes = rounded(sizeof(Sweeper)) + 2 * rounded(N * p.tile_width * 8) +
+                             rounded(N * p.tile_width * static_cast<std::int64_t>(sizeof(T))) +
+                             rounded(kScratch * 8);
+        if (p.step_shared) bytes += step_shared_bytes(p);
         return bytes;
     }
 
@@ -214,15 +226,20 @@ class Sweeper {
         // Set before the launch, or by none before all have arrived once.
         if (p_.bad_step[replica_] != kNoBadStep) return;
         const std::int64_t depth = p_.stack.depth;
-        for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
-            if (coupled()) clear_accumulated(tile);
-            reduce(0, chunk, tile, first);
-        });
-        for (std::int64_t index = 0; index < depth; ++index) {
-            if (!prepare(index)) return;
-            if (leader()) record(index);
+        // One place for each sweep: the code is large enough as it is.
+#pragma unroll 1
+        for (std::int64_t index = -1; index < depth; ++index) {
+            if (index >= 0) {
+                if (!prepare(index)) return;
+                if (leader()) record(index);
+            }
             for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
-                update(index, chunk, tile, first);
+                if (index >= 0) {
+                    prefetch_tile(index, next_tile(chunk, tile));
+                    update(index, chunk, tile, first);
+                } else if (coupled()) {
+                    clear_accumulated(tile);
+                }
                 if (index + 1 < depth) reduce(index + 1, chunk, tile, first);
             });
         }
@@ -237,6 +254,10 @@ class Sweeper {
 
   private:
     static NFD_FAST_HD std::int64_t rounded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+    static NFD_FAST_HD std::int64_t matrix_bytes(const Pass<T>& p) {
+        const std::int64_t capacity = p.memory.capacity;
+        return (kMatrices * capacity + p.stack.batch) * capacity * 8;
+    }
     static __device__ int crew_size(const Pass<T>& p) {
         return p.memory.capacity * p.stack.batch >= kBlockCrewFrom ? kThreads : kWarp;
     }
@@ -259,6 +280,7 @@ class Sweeper {
     __device__ LayerMemory of_replica() const {
         LayerMemory m = p_.memory;
         const std::int64_t squares = p_.stack.depth * m.capacity * m.capacity * replica_;
+#pragma unroll 1
         for (int side = 0; side < 2; ++side) {
             m.factor[side] += squares;
             m.gamma[side] += squares;
@@ -275,7 +297,7 @@ class Sweeper {
         step_.lay_out(arena, memory_.capacity, batch_, row_);
     }
     __device__ T* tile_of(T* array, std::int64_t layer, std::int64_t tile) const {
-        return array + ((replica_ * p_.stack.depth + layer - 1) * p_.tiles + tile) *
+        return array + ((replica_ * p_.stack.depth + layer - 1) * p_.tiles + tile) * kTables *
                            memory_.capacity * tile_;
     }
     // Of the arrays (replicas, tiles, B, tile).
@@ -308,19 +330,47 @@ class Sweeper {
         return p_.steps + (replica_ * 2 + index % 2) * p_.step_bytes;
     }
 
+    // Neighbouring tiles are swept at the same time, each by a block of its own: few pages of
+    // memory are then in use at once, and their addresses stay known.
     template <class F>
     __device__ void for_tiles(F f) const {
+#pragma unroll 1
         for (std::int64_t chunk = member_; chunk < p_.chunks; chunk += p_.members) {
-            const std::int64_t start = chunk * p_.tiles_per_chunk;
-            const std::int64_t end =
-                start + p_.tiles_per_chunk < p_.tiles ? start + p_.tiles_per_chunk : p_.tiles;
-            for (std::int64_t tile = start; tile < end; ++tile) f(chunk, tile, tile == start);
+#pragma unroll 1
+            for (std::int64_t tile = chunk; tile < p_.tiles; tile += p_.chunks) {
+                f(chunk, tile, tile == chunk);
+            }
         }
+    }
+    // The tile that for_tiles() comes to next, after the last one the first again.
+    __device__ std::int64_t next_tile(std::int64_t chunk, std::int64_t tile) const {
+        if (tile + p_.chunks < p_.tiles) return tile + p_.chunks;
+        return chunk + p_.members < p_.chunks ? chunk + p_.members : member_;
+    }
+    // Memory takes longest to answer: a sweep asks for what the next tile needs as it begins one,
+    // and at the last one for the next layer's first, which then comes while the leader works.
+    __device__ void prefetch_tile(std::int64_t index, std::int64_t tile) const {
+        const bool after = tile == member_;  // it is in the next layer
+        const std::int64_t layer = layer_at(index + (after ? 1 : 0));
+        const auto columns = [&](T* array, Side side, std::int64_t layer) {
+            if (layer < 1 || layer > p_.stack.depth) return;
+            prefetch(tile_of(array, layer, tile),
+                     rank(side, layer) * tile_ * static_cast<std::int64_t>(sizeof(T)));
+        };
+        columns(p_.images[side_], side_, layer);
+        columns(p_.basis[other()], other(), layer);
+        if (p_.rules.keep) columns(p_.basis[side_], side_, layer);
+        const std::int64_t below = forward() ? layer + 1 : layer - 1;
+        columns(p_.basis[side_], side_, below);
+        if (!reused()) return;
+        columns(p_.images[other()], other(), below);
+        columns(p_.basis[other()], other(), below);
     }
     // Calls f(i, neuron, there) for this thread's places in a tile; beyond the width is nothing.
     template <class F>
     __device__ void for_neurons(std::int64_t tile, F f) const {
-        for (std::int64_t i = threadIdx.x; i < tile_; i += kThreads) {
+#pragma unroll 1
+        for (int i = static_cast<int>(threadIdx.x); i < tile_; i += kThreads) {
             const std::int64_t neuron = tile * tile_ + i;
             f(i, neuron, neuron < n_);
         }
@@ -379,6 +429,7 @@ class Sweeper {
         };
         const auto* source = reinterpret_cast<const Piece*>(from);
         auto* target = reinterpret_cast<Piece*>(to);
+#pragma unroll 1
         for (std::int64_t i = threadIdx.x; i < bytes / 16; i += kThreads) target[i] = source[i];
     }
     // Takes over what was published of a layer, from byte `from` of the arrays on.
@@ -408,26 +459,82 @@ class Sweeper {
         if (crew_.has_me()) f(algebra_);
         __syncthreads();
     }
-    __device__ void touch_layer(std::int64_t layer) const {
-        const auto near = [&](double* array) {
-            const std::int64_t capacity = memory_.capacity;
-            if (array) {
-                touch(array + (layer - 1) * capacity * capacity,
-                      capacity * capacity * static_cast<std::int64_t>(sizeof(double)));
+    // The algebra works on copies of the layer's small matrices in shared memory where they fit:
+    // from the device's they would come one line after the other.
+    static constexpr int kMatrices = 8;
+    __device__ void bring_near(std::int64_t layer) {
+        if (!p_.step_shared) {
+            if (threadIdx.x == 0) {
+                near_ = memory_;
+                near_layer_ = layer;
             }
-        };
-        if (memory_.capacity * memory_.capacity * 8 > 16384) return;
-        for (int side = 0; side < 2; ++side) {
-            near(memory_.factor[side]);
-            near(memory_.gamma[side]);
+            __syncthreads();
+            return;
         }
-        near(memory_.cross[side_]);
-        near(memory_.along_other[side_]);
-        near(memory_.learned);
+        const std::int64_t square = memory_.capacity * memory_.capacity;
+        double* to = matrices_;
+        const auto copy = [&](double* const& array, double*& near) {
+            double* const here = to;
+            to += square;
+            if (!array) return;
+            const double* from = array + (layer - 1) * square;
+#pragma unroll 1
+            for (std::int64_t i = threadIdx.x; i < square; i += kThreads) here[i] = from[i];
+            if (threadIdx.x == 0) near = here;
+        };
+#pragma unroll 1
+        for (int side = 0; side < 2; ++side) {
+            copy(memory_.factor[side], near_.factor[side]);
+            copy(memory_.gamma[side], near_.gamma[side]);
+            copy(memory_.cross[side], near_.cross[side]);
+        }
+        copy(memory_.along_other[side_], near_.along_other[side_]);
+        copy(memory_.learned, near_.learned);
+        const std::int64_t coefficients = memory_.capacity * batch_;
+        const double* from = memory_.features + (layer - 1) * coefficients;
+#pragma unroll 1
+        for (std::int64_t i = threadIdx.x; i < coefficients; i += kThreads) to[i] = from[i];
+        if (threadIdx.x == 0) {
+            near_.capacity = memory_.capacity;
+            near_.features = to;
+#pragma unroll 1
+            for (int side = 0; side < 2; ++side) {
+                near_.ranks[side] = memory_.ranks[side] + layer - 1;
+            }
+            near_layer_ = 1;
+        }
+        __syncthreads();
+    }
+    // And takes back what append() and learn() have changed.
+    __device__ void put_back(std::int64_t layer) {
+        if (!p_.step_shared) return;
+        const std::int64_t square = memory_.capacity * memory_.capacity;
+        const auto copy = [&](const double* near, double* array) {
+            if (!array) return;
+            double* const to = array + (layer - 1) * square;
+#pragma unroll 1
+            for (std::int64_t i = threadIdx.x; i < square; i += kThreads) to[i] = near[i];
+        };
+        copy(near_.factor[side_], memory_.factor[side_]);
+        copy(near_.gamma[side_], memory_.gamma[side_]);
+#pragma unroll 1
+        for (int side = 0; side < 2; ++side) copy(near_.cross[side], memory_.cross[side]);
+        copy(near_.along_other[side_], memory_.along_other[side_]);
+        copy(near_.learned, memory_.learned);
+        if (forward()) {
+            const std::int64_t coefficients = memory_.capacity * batch_;
+            double* const to = memory_.features + (layer - 1) * coefficients;
+#pragma unroll 1
+            for (std::int64_t i = threadIdx.x; i < coefficients; i += kThreads) {
+                to[i] = near_.features[i];
+            }
+        }
+        __syncthreads();
     }
 
     // Adds up the sums of all chunks, in increasing order, and divides by n.
     __device__ void gather(const double* first, std::int64_t apart, std::int64_t count) const {
+#pragma unroll 1
         for (std::int64_t i = threadIdx.x; i < count; i += kThreads) {
             double sum = 0;
 #pragma unroll 16
@@ -449,8 +556,8 @@ class Sweeper {
                 append(index - 1);
             }
             if (leader()) {
+                if (round == 0) bring_near(layer);
                 wait_for_all();
-                if (round == 0) touch_layer(layer);
                 gather(sums(index + (round > 0 ? 1 : 0), 0), p_.slot_size, product_count(layer));
                 if (!p_.step_shared) {
                     if (threadIdx.x == 0) lay_out(published_step(index));
@@ -461,9 +568,9 @@ class Sweeper {
                     const Products found = products_of(combined_, layer);
                     bool done = false;
                     if (round == 0) {
-                        done = algebra.take_apart(layer, found);
+                        done = algebra.take_apart(near_layer_, found);
                     } else {
-                        done = algebra.take_rest_apart(layer, found);
+                        done = algebra.take_rest_apart(near_layer_, found);
                     }
                     const bool last = round == kMostRounds;
                     if (done || last) {
@@ -505,12 +612,13 @@ class Sweeper {
     __device__ NFD_FAST_OUTLINE void append(std::int64_t index) {
         const std::int64_t layer = layer_at(index);
         take_over(index, 0);
-        touch_layer(layer);
+        bring_near(layer);
         gather(measured(index, 0), p_.measure_size, (step_.p + step_.rank) * step_.rank);
         with_algebra([&](auto& algebra) {
-            algebra.append(layer, combined_);
+            algebra.append(near_layer_, combined_);
             if (!forward()) algebra.learn(p_.weights + replica_ * batch_, p_.step);
         });
+        put_back(layer);
     }
 
     // What the reductions of a layer already say.
@@ -520,6 +628,7 @@ class Sweeper {
             const std::int64_t at =
                 forward() ? replica_ * depth + layer - 1 : replica_ * (depth + 1) + layer;
             double* to = p_.kernels + at * batch_ * batch_;
+#pragma unroll 1
             for (std::int64_t i = threadIdx.x; i < batch_ * batch_; i += kThreads) {
                 to[i] = step_.xx[i];
             }
@@ -529,7 +638,7 @@ class Sweeper {
         }
         if (!p_.coupling_per_layer || !coupled()) return;
         with_algebra([&](auto& algebra) {
-            const double square = algebra.coupling(layer);
+            const double square = algebra.coupling(near_layer_);
             if (threadIdx.x == 0) p_.coupling_per_layer[replica_ * depth + layer - 1] = square;
         });
     }
@@ -556,9 +665,8 @@ class Sweeper {
     }
     // The same of the block Z in whose columns the new directions are.
     template <class F>
-    __device__ void load_residual(std::int64_t layer, std::int64_t tile, std::int64_t count,
-                                  std::int64_t i, std::int64_t neuron, bool there, F column,
-                                  T (&value)[N]) const {
+    __device__ void load_residual(std::int64_t layer, std::int64_t tile, std::int64_t count, int i,
+                                  std::int64_t neuron, bool there, F column, T (&value)[N]) const {
         if (!stored_ && !step_.refined) {
             return load_asked(layer, count, neuron, there, column, value);
         }
@@ -567,48 +675,73 @@ class Sweeper {
         for (int b = 0; b < N; ++b) value[b] = b < count ? from[column(b) * tile_] : T(0);
     }
 
-    // sums[j * stride + b] (+)= sum over the tile of column j times staged column b < count_right.
-    // Groups of four columns go to the warps in turn; `turn` counts them over several calls.
-    template <class Left>
-    __device__ NFD_FAST_OUTLINE int products(const Left* left, std::int64_t count,
-                                             const double* right, std::int64_t count_right,
-                                             std::int64_t stride, bool first, double* sums,
-                                             int turn) const {
-        const int warp = static_cast<int>(threadIdx.x) / kWarp;
-        const int lane = static_cast<int>(threadIdx.x) % kWarp;
-        const int groups = static_cast<int>((count + 3) / 4);
-        for (int group = (warp - turn % kWarps + kWarps) % kWarps; group < groups;
-             group += kWarps) {
-            const std::int64_t j = static_cast<std::int64_t>(group) * 4;
-            const Left* column[4];
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-                column[c] = left + (j + c < count ? j + c : count - 1) * tile_;
+    // Inner products over a tile: sums[j * stride + b] (+)= column j times staged column b.
+    struct Task {
+        const T* columns;
+        int count;
+        const double* staged;
+        double* sums;
+    };
+    __device__ void set_task(int at, const T* columns, std::int64_t count, const double* staged,
+                             double* sums) {
+        if (threadIdx.x == 0) tasks_[at] = {columns, static_cast<int>(count), staged, sums};
+    }
+    // Does the first `tasks` of tasks_. Four columns at a time go to the warps in turn.
+    __device__ __forceinline__ void work(int tasks, std::int64_t staged, std::int64_t stride,
+                                         bool first) const {
+        constexpr int columns_at_once = 4, rounds = 4;
+        constexpr int lanes = kWarp / (columns_at_once * N);  // that end up with the same sum
+        const int lane = static_cast<int>(threadIdx.x) % kWarp, tile = static_cast<int>(tile_);
+        int group = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll 1
+        for (int at = 0; at < tasks;) {
+            const Task& task = tasks_[at];
+            const int groups = (task.count + columns_at_once - 1) / columns_at_once;
+            if (group >= groups) {
+                group -= groups;
+                ++at;
+                continue;
             }
-            const int tile = static_cast<int>(tile_);
-            double sum[4 * N];
+            const int j = group * columns_at_once;
+            const T* column[columns_at_once];
 #pragma unroll
-            for (int c = 0; c < 4 * N; ++c) sum[c] = 0;
-#pragma unroll 4
-            for (int i = lane; i < tile; i += kWarp) {
-                double factor[N];
+            for (int c = 0; c < columns_at_once; ++c) {
+                column[c] = task.columns + (j + c < task.count ? j + c : task.count - 1) * tile;
+            }
+            const double* right = task.staged;
+            double sum[columns_at_once * N];
 #pragma unroll
-                for (int b = 0; b < N; ++b) factor[b] = right[b * tile_ + i];
+            for (int c = 0; c < columns_at_once * N; ++c) sum[c] = 0;
+            // Tiles are multiples of so many warps.
+#pragma unroll 1
+            for (int i = lane; i < tile; i += rounds * kWarp) {
+                T value[rounds][columns_at_once];
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    const auto value = static_cast<double>(column[c][i]);
+                for (int m = 0; m < rounds; ++m) {
 #pragma unroll
-                    for (int b = 0; b < N; ++b) {
-                        sum[c * N + b] = fused_multiply_add(value, factor[b], sum[c * N + b]);
+                    for (int c = 0; c < columns_at_once; ++c) {
+                        value[m][c] = column[c][i + m * kWarp];
+                    }
+                }
+#pragma unroll
+                for (int m = 0; m < rounds; ++m) {
+                    double factor[N];
+#pragma unroll
+                    for (int b = 0; b < N; ++b) factor[b] = right[b * tile + i + m * kWarp];
+#pragma unroll
+                    for (int c = 0; c < columns_at_once; ++c) {
+                        const auto wide = static_cast<double>(value[m][c]);
+#pragma unroll
+                        for (int b = 0; b < N; ++b) {
+                            sum[c * N + b] = fused_multiply_add(wide, factor[b], sum[c * N + b]);
+                        }
                     }
                 }
             }
-            const double total = sums_over_warp<4 * N>(sum);
-            constexpr int lanes = kWarp / (4 * N);
-            const int mine = lane / lanes;
-            const std::int64_t at = j + mine / N, b = mine % N;
-            if (lane % lanes == 0 && at < count && b < count_right) {
-                double* to = sums + at * stride + b;
+            const double total = sums_over_warp<columns_at_once * N>(sum);
+            const int mine = lane / lanes, b = mine % N;
+            if (lane % lanes == 0 && j + mine / N < task.count && b < staged) {
+                double* to = task.sums + (j + mine / N) * stride + b;
                 // Nobody else adds to it; so the sum has an order, and nobody waits for it.
                 if (first) {
                     *to = total;
@@ -616,42 +749,53 @@ class Sweeper {
                     atomicAdd(to, total);
                 }
             }
+            group += kWarps;
         }
-        return groups;
+    }
+
+    // The same for seldom ones.
+    __device__ NFD_FAST_OUTLINE void work_apart(int tasks, std::int64_t staged, std::int64_t stride,
+                                                bool first) const {
+        work(tasks, staged, stride, first);
     }
 
     // Fills the staged columns with what f(i, neuron, there, value) puts into value.
     template <class F>
     __device__ void stage(std::int64_t tile, F f) const {
-        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+        for_neurons(tile, [&](int i, std::int64_t neuron, bool there) {
             T value[N];
             f(i, neuron, there, value);
 #pragma unroll
-            for (int b = 0; b < N; ++b) right_[b * tile_ + i] = static_cast<double>(value[b]);
+            for (int b = 0; b < N; ++b) {
+                left_[b * tile_ + i] = value[b];
+                right_[b * tile_ + i] = static_cast<double>(value[b]);
+            }
         });
     }
     // The same with columns b < count of rows that are a tile long.
     __device__ void stage_rows(std::int64_t tile, const T* from, std::int64_t count) const {
-        stage(tile, [&](std::int64_t i, std::int64_t, bool, T(&value)[N]) {
+        stage(tile, [&](int i, std::int64_t, bool, T(&value)[N]) {
 #pragma unroll
             for (int b = 0; b < N; ++b) value[b] = b < count ? from[b * tile_ + i] : T(0);
         });
     }
 
     // xi of a layer for columns first ... first + count - 1 of one tile, kept and staged.
-    __device__ NFD_FAST_OUTLINE void draw(std::int64_t layer, std::int64_t tile, std::int64_t first,
-                                          std::int64_t count) const {
+    __device__ void draw(std::int64_t layer, std::int64_t tile, std::int64_t first,
+                         std::int64_t count) const {
         const nfd_fast::Stream stream =
             forward() ? nfd_fast::Stream::forward_noise : nfd_fast::Stream::backward_noise;
         const T scale = static_cast<T>(1 / ::sqrt(static_cast<double>(p_.fine)));
         const std::uint64_t seed = p_.seeds[replica_];
         const int quads = static_cast<int>(tile_ / 4);
+#pragma unroll 1
         for (int unit = static_cast<int>(threadIdx.x); unit < quads * N; unit += kThreads) {
-            const std::int64_t b = unit / quads, i = unit % quads * 4;
+            const int b = unit / quads, i = unit % quads * 4;
             Four<T> z{};
             if (b < count) {
                 const std::int64_t neuron = tile * tile_ + i;
                 const auto column = static_cast<std::uint32_t>(p_.column + first + b);
+#pragma unroll 1
                 for (std::int64_t s = 1; s <= p_.fine; ++s) {
                     const Four<T> fresh = made_of<T>(
                         four_words(noise_address(seed, stream, (layer - 1) * p_.fine + s),
@@ -677,17 +821,16 @@ class Sweeper {
     }
 
     // Inner products of the next layer's block with everything it will be compared with.
-    __device__ NFD_FAST_OUTLINE void reduce(std::int64_t index, std::int64_t chunk,
-                                            std::int64_t tile, bool first) const {
+    __device__ void reduce(std::int64_t index, std::int64_t chunk, std::int64_t tile, bool first) {
         const std::int64_t layer = layer_at(index);
         const std::int64_t own = rank(side_, layer), across = rank(other(), layer);
         const Products to = products_of(sums(index, chunk), layer);
         T* block = block_of(p_.block, tile);
-        int turn = 0;
+#pragma unroll 1
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();  // what was staged has served, and this layer's input is there
-            stage(tile, [&](std::int64_t i, std::int64_t neuron, bool there, T(&value)[N]) {
+            stage(tile, [&](int i, std::int64_t neuron, bool there, T(&value)[N]) {
                 load_asked(layer, count, neuron, there, [&](int b) { return b0 + b; }, value);
                 if (!stored_) return;
 #pragma unroll
@@ -696,42 +839,43 @@ class Sweeper {
                 }
             });
             draw(layer, tile, b0, count);
-            __syncthreads();
-            turn += products(tile_of(p_.basis[side_], layer, tile), own, right_, count, batch_,
-                             first, to.b + b0, turn);
+            set_task(0, tile_of(p_.basis[side_], layer, tile), own, right_, to.b + b0);
+            int tasks = 1;
+            if (!stored_) set_task(tasks++, left_, count, right_, to.zz);
             if (reused()) {
-                turn += products(tile_of(p_.images[other()], layer, tile), across, right_, count,
-                                 batch_, first, to.s + b0, turn);
-                turn += products(tile_of(p_.basis[other()], layer, tile), across, right_noise_,
-                                 count, batch_, first, to.z + b0, turn);
+                set_task(tasks++, tile_of(p_.images[other()], layer, tile), across, right_,
+                         to.s + b0);
+                set_task(tasks++, tile_of(p_.basis[other()], layer, tile), across, right_noise_,
+                         to.z + b0);
             }
-            if (!stored_) {
-                turn += products(right_, count, right_, count, batch_, first, to.zz, turn);
-            }
+            __syncthreads();
+            work(tasks, count, batch_, first);
         }
-        if (stored_) square(tile, first, to.zz, turn);
+        if (stored_) square(tile, first, to.zz);
     }
 
     // The Gram of the kept block of a tile.
-    __device__ NFD_FAST_OUTLINE void square(std::int64_t tile, bool first, double* to,
-                                            int turn) const {
+    __device__ NFD_FAST_OUTLINE void square(std::int64_t tile, bool first, double* to) {
         const T* block = block_of(p_.block, tile);
+#pragma unroll 1
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();
             stage_rows(tile, block + b0 * tile_, count);
+            set_task(0, block, batch_, right_, to + b0);
             __syncthreads();
-            turn += products(block, batch_, right_, count, batch_, first, to + b0, turn);
+            work_apart(1, count, batch_, first);
         }
     }
 
     // The sweep of a round for a nearly dependent block.
     __device__ NFD_FAST_OUTLINE void subtract(std::int64_t index, std::int64_t chunk,
-                                              std::int64_t tile, bool first) const {
+                                              std::int64_t tile, bool first) {
         const std::int64_t layer = layer_at(index);
         T* basis = tile_of(p_.basis[side_], layer, tile);
         T* block = block_of(p_.block, tile);
-        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+        for_neurons(tile, [&](int i, std::int64_t neuron, bool there) {
+#pragma unroll 1
             for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
                 const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
                 T sum[N];
@@ -743,9 +887,11 @@ class Sweeper {
                     if (b < count) block[(b0 + b) * tile_ + i] = sum[b];
                 }
             }
+#pragma unroll 1
             for (std::int64_t j = 1; j < batch_; ++j) {
                 if (!step_.open[j]) continue;
                 T sum = block[j * tile_ + i];
+#pragma unroll 1
                 for (std::int64_t m = 0; m < j; ++m) {
                     sum = fused_multiply_add(block[m * tile_ + i], step_.off_block[j * row_ + m],
                                              sum);
@@ -754,24 +900,23 @@ class Sweeper {
             }
         });
         const Products to = products_of(sums(index + 1, chunk), layer);
-        int turn = 0;
+#pragma unroll 1
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
             __syncthreads();
             stage_rows(tile, block + b0 * tile_, count);
-            __syncthreads();
-            turn += products(basis, step_.p, right_, count, batch_, first, to.b + b0, turn);
-            turn += products(block, batch_, right_, count, batch_, first, to.zz + b0, turn);
+            set_task(0, basis, step_.p, right_, to.b + b0);
+            set_task(1, block, batch_, right_, to.zz + b0);
             if (reused()) {
-                turn += products(tile_of(p_.images[other()], layer, tile), step_.q, right_, count,
-                                 batch_, first, to.s + b0, turn);
+                set_task(2, tile_of(p_.images[other()], layer, tile), step_.q, right_, to.s + b0);
             }
+            __syncthreads();
+            work_apart(reused() ? 3 : 2, count, batch_, first);
         }
     }
 
     // Stores the new columns and makes the next features or adjoints.
-    __device__ NFD_FAST_OUTLINE void update(std::int64_t index, std::int64_t chunk,
-                                            std::int64_t tile, bool first) const {
+    __device__ void update(std::int64_t index, std::int64_t chunk, std::int64_t tile, bool first) {
         const std::int64_t layer = layer_at(index);
         if (p_.rules.keep && step_.rank > 0) store_columns(index, chunk, tile, first);
         const T* images = tile_of(p_.images[side_], layer, tile);
@@ -783,7 +928,8 @@ class Sweeper {
         T* out = forward() ? features(layer) : adjoints(layer - 1);
         const T scale = static_cast<T>(p_.stack.branch_factor);
         bool finite = true;
-        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+        for_neurons(tile, [&](int i, std::int64_t neuron, bool there) {
+#pragma unroll 1
             for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
                 const std::int64_t count = batch_ - b0 < N ? batch_ - b0 : N;
                 T sum[N], below[N], carried[N];
@@ -795,10 +941,14 @@ class Sweeper {
                     carried[b] = is && !forward() && p_.stack.skip ? above[at] : T(0);
                     sum[b] = forward() && p_.stack.skip ? below[b] : T(0);
                 }
-                combine<N>(images + i, tile_, step_.p, step_.images + b0, row_, sum);
-                combine<N>(xi + i, tile_, batch_, step_.noise + b0, row_, sum);
-                if (step_.uses_other) {
-                    combine<N>(other_basis + i, tile_, step_.q, step_.other + b0, row_, sum);
+#pragma unroll 1
+                for (int part = 0; part < (step_.uses_other ? 3 : 2); ++part) {
+                    const T* columns = part == 0 ? images : part == 1 ? xi : other_basis;
+                    const std::int64_t terms = part == 0 ? step_.p : part == 1 ? batch_ : step_.q;
+                    const T* factors = part == 0   ? step_.images
+                                       : part == 1 ? step_.noise
+                                                   : step_.other;
+                    combine<N>(columns + i, tile_, terms, factors + b0, row_, sum);
                 }
                 if (accumulated) {
                     T coupling[N];
@@ -835,17 +985,18 @@ class Sweeper {
     }
 
     // The new columns of the basis and their images, and the products by which they are measured.
-    __device__ NFD_FAST_OUTLINE void store_columns(std::int64_t index, std::int64_t chunk,
-                                                   std::int64_t tile, bool first) const {
-        const std::int64_t layer = layer_at(index), p = step_.p, q = step_.q, rank = step_.rank,
-                           row = p_.rules.padded(rank);
+    __device__ void store_columns(std::int64_t index, std::int64_t chunk, std::int64_t tile,
+                                  bool first) {
+        const std::int64_t layer = layer_at(index), p = step_.p, q = step_.q, rank = step_.rank;
+        const int row = static_cast<int>(p_.rules.padded(rank));
         T* basis = tile_of(p_.basis[side_], layer, tile);
         T* fresh = basis + p * tile_;
         T* image = tile_of(p_.images[side_], layer, tile) + p * tile_;
         const T* other_basis = tile_of(p_.basis[other()], layer, tile);
         const T* xi = block_of(p_.noise, tile);
         __syncthreads();  // what was staged for the tile before has served
-        for_neurons(tile, [&](std::int64_t i, std::int64_t neuron, bool there) {
+        for_neurons(tile, [&](int i, std::int64_t neuron, bool there) {
+#pragma unroll 1
             for (std::int64_t r0 = 0; r0 < rank; r0 += N) {
                 const std::int64_t count = rank - r0 < N ? rank - r0 : N;
                 T sum[N];
@@ -888,8 +1039,10 @@ class Sweeper {
                 }
             }
             // In place from the last on: a direction needs those before it alone.
+#pragma unroll 1
             for (std::int64_t r = rank; rank > N && r-- > 0;) {
                 T direction = T(0);
+#pragma unroll 1
                 for (std::int64_t m = 0; m <= r; ++m) {
                     direction = fused_multiply_add(fresh[m * tile_ + i], step_.inverse[m * row + r],
                                                    direction);
@@ -897,16 +1050,16 @@ class Sweeper {
                 fresh[r * tile_ + i] = direction;
             }
         });
-        int turn = 0;
+#pragma unroll 1
         for (std::int64_t r0 = 0; r0 < rank; r0 += N) {
             const std::int64_t count = rank - r0 < N ? rank - r0 : N;
             if (rank > N) {
                 __syncthreads();
                 stage_rows(tile, fresh + r0 * tile_, count);
             }
+            set_task(0, basis, p + rank, right_, measured(index, chunk) + r0);
             __syncthreads();
-            turn += products(basis, p + rank, right_, count, rank, first,
-                             measured(index, chunk) + r0, turn);
+            work(1, count, rank, first);
         }
         __syncthreads();
     }
@@ -915,6 +1068,7 @@ class Sweeper {
 
     __device__ void clear_accumulated(std::int64_t tile) const {
         T* to = block_of(p_.accumulated, tile);
+#pragma unroll 1
         for (std::int64_t i = threadIdx.x; i < batch_ * tile_; i += kThreads) to[i] = T(0);
     }
     __device__ void square_accumulated() const {
@@ -922,6 +1076,7 @@ class Sweeper {
         for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
             const T* from = block_of(p_.accumulated, tile);
             double sum = 0;
+#pragma unroll 1
             for (std::int64_t i = threadIdx.x; i < batch_ * tile_; i += kThreads) {
                 const auto value = static_cast<double>(from[i]);
                 sum = fused_multiply_add(value, value, sum);
@@ -943,10 +1098,14 @@ class Sweeper {
     const std::int64_t replica_;
     const int member_;
     const Side side_;
-    const std::int64_t batch_, n_, tile_;
-    const std::int64_t row_;  // numbers of a row of coefficients, filled up
+    const std::int64_t batch_, n_;
+    const int tile_;
+    const int row_;      // numbers of a row of coefficients, filled up
     const bool stored_;  // whether the block is kept whole, since more than N columns are asked
     const LayerMemory memory_;
+    LayerMemory near_{};  // of the layer that the algebra is about, as its layer near_layer_
+    std::int64_t near_layer_ = 1;
+    double* matrices_ = nullptr;  // of near_, where they are copies
     unsigned phase_ = 0;
     bool settled_ = false, stop_ = false;
     Head head_{};
@@ -955,7 +1114,9 @@ class Sweeper {
     union {
         Algebra algebra_;  // which refers to the above
     };
-    double *right_, *right_noise_;     // (N, tile)
+    double *right_, *right_noise_;  // (N, tile) staged columns and noise
+    T* left_;                       // (N, tile) the same columns
+    Task tasks_[4];
     double* scratch_;                  // (kScratch)
     unsigned char* region_ = nullptr;  // the arrays of the step
     double* combined_;
@@ -1016,8 +1177,8 @@ struct ConditionalHidden {
         pass.memory.capacity = std::min((p.first_update + p.updates) * batch, width);
         pass.tile_width = width >= kWide ? kTile : kNarrowTile;
         pass.tiles = (width + pass.tile_width - 1) / pass.tile_width;
-        pass.tiles_per_chunk = (pass.tiles + kMostChunks - 1) / kMostChunks;
-        pass.chunks = (pass.tiles + pass.tiles_per_chunk - 1) / pass.tiles_per_chunk;
+        const std::int64_t most = (pass.tiles + kMostChunks - 1) / kMostChunks;  // of a chunk
+        pass.chunks = (pass.tiles + most - 1) / most;
         pass.fine = p.fine;
         const std::int64_t capacity = pass.memory.capacity;
         pass.slot_size =
@@ -1030,7 +1191,7 @@ struct ConditionalHidden {
         pass.applied = static_cast<std::int64_t>(step.lay_out(arena, capacity, batch, padded));
         pass.step_bytes = static_cast<std::int64_t>(arena.used());
         pass.step_shared =
-            arena.used() + 8.0 * static_cast<double>(pass.slot_size) <= kMostStepBytes;
+            static_cast<double>(Sweeper<T, 1>::step_shared_bytes(pass)) <= kMostStepBytes;
         return pass;
     }
 
@@ -1059,9 +1220,13 @@ struct ConditionalHidden {
         const double padded = static_cast<double>(s.tiles * s.tile_width);
         h.squares = p.stack.depth * s.memory.capacity * s.memory.capacity;
         const double square = count * layers * columns * columns;
+        arena.take(s.tables, kTables * count * layers * columns * padded);
+        const std::int64_t table = s.memory.capacity * s.tile_width;
         for (const Side side : {kFeatures, kAdjoints}) {
-            arena.take(s.basis[side], count * layers * columns * padded);
-            arena.take(s.images[side], count * layers * columns * padded);
+            if (s.tables) {
+                s.basis[side] = s.tables + 2 * side * table;
+                s.images[side] = s.basis[side] + table;
+            }
             arena.take(s.memory.factor[side], square);
             arena.take(s.memory.gamma[side], square);
             arena.take(s.memory.cross[side], p.decoupled ? 0 : square);
@@ -1096,6 +1261,16 @@ struct ConditionalHidden {
             clear(pass.memory.along_other[side], wave.count * squares * 8);
         }
         clear(pass.memory.learned, wave.count * squares * 8);
+        // Read whole although written in parts.
+        clear(pass.sums, 2 * wave.count * pass.chunks * pass.slot_size * 8);
+        clear(pass.steps, 2 * wave.count * pass.step_bytes);
+        for (const Side side : {kFeatures, kAdjoints}) {
+            clear(pass.memory.factor[side], wave.count * squares * 8);
+            clear(pass.memory.gamma[side], wave.count * squares * 8);
+            clear(pass.memory.cross[side], wave.count * squares * 8);
+        }
+        clear(pass.memory.features,
+              wave.count * p.stack.depth * pass.memory.capacity * p.stack.batch * 8);
     }
 
     void forward(const Problem<T>& p, const Wave<T>& wave, std::int64_t k) {

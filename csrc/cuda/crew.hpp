@@ -1,6 +1,7 @@
 // Threads of a block that do a layer's algebra together (layer_algebra.hpp), and sums over a warp.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cuda/device.hpp"
@@ -16,8 +17,10 @@ __device__ inline double sum_over_warp(double value) {
     return value;
 }
 
+// The code is kept small: it is run once a layer, and to fetch it takes longer than to run it.
+//
 // The first warp of a block, which waits for itself at next to no cost, or the whole block. Each
-// number is worked out by one thread, in the order of the processor's crew but for solve().
+// number is worked out by one thread.
 //
 // It knows nothing of the thread that calls it, so that a block can keep one in shared memory.
 class Crew {
@@ -30,6 +33,7 @@ class Crew {
 
     template <class F>
     __device__ void each(std::int64_t count, F f) const {
+#pragma unroll 1
         for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) f(i);
         sync();
     }
@@ -38,6 +42,7 @@ class Crew {
         // Half as long, a division takes far less time.
         const auto count = static_cast<std::uint32_t>(rows * columns);
         const auto width = static_cast<std::uint32_t>(columns);
+#pragma unroll 1
         for (std::uint32_t i = threadIdx.x; i < count; i += static_cast<std::uint32_t>(size_)) {
             f(static_cast<std::int64_t>(i / width), static_cast<std::int64_t>(i % width));
         }
@@ -69,27 +74,36 @@ class Crew {
         }
     }
 
-    __device__ void multiply(Transpose transpose, std::int64_t rows, std::int64_t columns,
-                             std::int64_t inner, double factor, Small a, Small b, bool add,
-                             Small c) const {
+    __device__ NFD_FAST_OUTLINE void multiply(Transpose transpose, std::int64_t rows,
+                                              std::int64_t columns, std::int64_t inner,
+                                              double factor, Small a, Small b, bool add,
+                                              Small c) const {
         // Of op(A), from one row to the next and along one.
         const std::int64_t down = transpose == Transpose::yes ? 1 : a.stride;
         const std::int64_t along = transpose == Transpose::yes ? a.stride : 1;
         each(rows, columns, [=](std::int64_t i, std::int64_t j) {
-            double sum = add ? c(i, j) : 0;
             const double* left = a.data + i * down;
             const double* right = b.data + j;
-            for (std::int64_t k = 0; k < inner; ++k) {
-                sum += factor * left[k * along] * right[k * b.stride];
+            // Two sums: each waits for itself.
+            double even = 0, odd = 0;
+            std::int64_t k = 0;
+#pragma unroll 4
+            for (; k + 2 <= inner; k += 2) {
+                even = ::fma(left[0], right[0], even);
+                odd = ::fma(left[along], right[b.stride], odd);
+                left += 2 * along;
+                right += 2 * b.stride;
             }
-            c(i, j) = sum;
+            if (k < inner) even = ::fma(left[0], right[0], even);
+            const double product = factor * (even + odd);
+            c(i, j) = add ? c(i, j) + product : product;
         });
     }
 
     // One row of the solution after the other, taken off all that are left. What a row is divided
     // by is applied in the end, so that there is one wait per row.
-    __device__ void solve(Transpose transpose, std::int64_t size, std::int64_t columns, Small r,
-                          Small b) const {
+    __device__ NFD_FAST_OUTLINE void solve(Transpose transpose, std::int64_t size,
+                                           std::int64_t columns, Small r, Small b) const {
         if (columns == 0) return;
         const bool transposed = transpose == Transpose::yes;
         // Divisions take longest: by each diagonal once, and to find a thread its column once.
@@ -133,23 +147,25 @@ class Crew {
 };
 
 // Sums N numbers of each lane over the warp; afterwards lane i holds the total of number
-// i / (32 / N), N a power of two up to 32.
-template <int N>
+// i / (32 / N), N a power of two up to 32: each half of the lanes goes on with half of the numbers.
+// Compile-time indices throughout, so that the numbers stay in registers.
+template <int N, int Mask = kWarp / 2>
 __device__ inline double sums_over_warp(double (&value)[N]) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    int mask = kWarp / 2;
+    if constexpr (N == 1) {
+        double sum = value[0];
 #pragma unroll
-    for (int half = N / 2; half > 0; half /= 2, mask /= 2) {
-        const bool upper = (lane & mask) != 0;
+        for (int mask = Mask; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        return sum;
+    } else {
+        const bool upper = (static_cast<int>(threadIdx.x) & Mask) != 0;
+        double half[N / 2];
 #pragma unroll
-        for (int i = 0; i < half; ++i) {
-            const double given = upper ? value[i] : value[i + half];
-            const double kept = upper ? value[i + half] : value[i];
-            value[i] = kept + __shfl_xor_sync(0xffffffffu, given, mask);
+        for (int i = 0; i < N / 2; ++i) {
+            const double low = value[i], high = value[i + N / 2];
+            half[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, Mask);
         }
+        return sums_over_warp<N / 2, Mask / 2>(half);
     }
-    for (; mask > 0; mask /= 2) value[0] += __shfl_xor_sync(0xffffffffu, value[0], mask);
-    return value[0];
 }
 
 }  // namespace nfd_fast::cuda
