@@ -115,18 +115,6 @@ struct Pass {
     double* coupling_accumulated;
 };
 
-// Asks for memory to be brought near, by the whole block, a line of 128 bytes at a time.
-__device__ inline void prefetch(const void* from, std::int64_t bytes) {
-#if defined(NFD_FAST_EMULATES_CUDA)
-    (void)from, (void)bytes;
-#else
-#pragma unroll 1
-    for (std::int64_t at = threadIdx.x * 128; at < bytes; at += kThreads * 128) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + at));
-    }
-#endif
-}
-
 // N numbers of a row of coefficients, which begins at a multiple of as many and is aligned.
 template <int N, class T>
 __device__ inline void load_row(const T* row, T (&value)[N]) {
@@ -235,7 +223,6 @@ class Sweeper {
             }
             for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
                 if (index >= 0) {
-                    prefetch_tile(index, next_tile(chunk, tile));
                     update(index, chunk, tile, first);
                 } else if (coupled()) {
                     clear_accumulated(tile);
@@ -341,30 +328,6 @@ class Sweeper {
                 f(chunk, tile, tile == chunk);
             }
         }
-    }
-    // The tile that for_tiles() comes to next, after the last one the first again.
-    __device__ std::int64_t next_tile(std::int64_t chunk, std::int64_t tile) const {
-        if (tile + p_.chunks < p_.tiles) return tile + p_.chunks;
-        return chunk + p_.members < p_.chunks ? chunk + p_.members : member_;
-    }
-    // Memory takes longest to answer: a sweep asks for what the next tile needs as it begins one,
-    // and at the last one for the next layer's first, which then comes while the leader works.
-    __device__ void prefetch_tile(std::int64_t index, std::int64_t tile) const {
-        const bool after = tile == member_;  // it is in the next layer
-        const std::int64_t layer = layer_at(index + (after ? 1 : 0));
-        const auto columns = [&](T* array, Side side, std::int64_t layer) {
-            if (layer < 1 || layer > p_.stack.depth) return;
-            prefetch(tile_of(array, layer, tile),
-                     rank(side, layer) * tile_ * static_cast<std::int64_t>(sizeof(T)));
-        };
-        columns(p_.images[side_], side_, layer);
-        columns(p_.basis[other()], other(), layer);
-        if (p_.rules.keep) columns(p_.basis[side_], side_, layer);
-        const std::int64_t below = forward() ? layer + 1 : layer - 1;
-        columns(p_.basis[side_], side_, below);
-        if (!reused()) return;
-        columns(p_.images[other()], other(), below);
-        columns(p_.basis[other()], other(), below);
     }
     // Calls f(i, neuron, there) for this thread's places in a tile; beyond the width is nothing.
     template <class F>
