@@ -49,7 +49,7 @@ def ensembles(config: RateProblem) -> str:
     if isinstance(config, RatesConfig):
         many = COUPLING_FACTOR * config.replicas
         words += f" on shared noise, {many} of couplings and eigenvalues, {KERNEL_REPLICAS} of "
-        words += "initial kernels"
+        words += "networks before training"
     return words
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfd_fast.statistics import (
+    ENOUGH,
     Interval,
     Intervals,
     Rate,
@@ -38,8 +39,8 @@ SEEN = 0.999
 """Confidence with which a mean must differ from zero, or a bend from none, to be seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
-LEAST_REPLICAS = 8
-"""Replicas that a verdict needs; with fewer, bootstrap intervals cover far less than they say."""
+LEAST_REPLICAS = ENOUGH
+"""Replicas that a verdict needs; with fewer, intervals cover less than they say."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def judge(
         lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
-    means, doubted = mean_intervals(errors, skewed=True), mean_intervals(errors, SEEN)
+    enough = len(errors) >= LEAST_REPLICAS
+    means, doubted = mean_intervals(errors, skewed=enough), mean_intervals(errors, SEEN)
     seen = (doubted.low > 0) & (means.estimate > resolution)
     zero = resolution if zero is None else zero
     zeros = (np.abs(means.low) <= zero) & (np.abs(means.high) <= zero)
@@ -177,13 +179,13 @@ def judge(
         return Row(claim, sizes, means, flagged, seen, used, rate, bends, exponent, verdict, text)
 
     kept = ~flagged
-    if len(errors) < LEAST_REPLICAS:
+    if not enough:
         return row(UNDECIDED, f"fewer than {LEAST_REPLICAS} replicas")
     if kept.sum() < LEAST_SIZES:
         return row(UNDECIDED, f"fewer than {LEAST_SIZES} sizes left")
     stays = claim.exponent == 0
     if zeros[kept].all():
-        most = max(-float(means.low[kept].min()), float(means.high[kept].max()))
+        most = max(0.0, -float(means.low[kept].min()), float(means.high[kept].max()))
         return row(FAILS if stays else HOLDS, f"zero to rounding: at most {most:.0e}")
     if stays and (zeros & kept).any():
         return row(FAILS, f"zero to rounding at {claim.size} {_listed(sizes[kept & zeros])}")
