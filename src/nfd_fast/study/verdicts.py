@@ -151,7 +151,8 @@ def judge(
         last mean is excluded; it does not hold if the whole interval lies above. Where the
         quantity is zero to rounding, it holds; where it is not seen, that is undecided, and the
         note says what could have been seen. Where something is seen at fewer sizes than a fit
-        needs, it holds if what there can be at the larger ones is little enough. For a claim that
+        needs, the smallest among them, it holds if what there can be at the larger ones is little
+        enough. For a claim that
         something stays away from zero (exponent 0), it holds if all means are seen and the interval
         lies above minus :data:`MARGIN`; it does not if some are zero to rounding or the interval
         lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
@@ -200,10 +201,10 @@ def judge(
         if stays:
             return row(UNDECIDED, "too close to zero to be told from it")
     if used.sum() < LEAST_SIZES:
-        first = int(np.flatnonzero(used)[0])
+        first = int(np.flatnonzero(kept)[0])
         line = means.low[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
         later = kept & (np.arange(len(sizes)) > first)
-        below = bool(later.any() and (means.high[later] <= line[later]).all())
+        below = bool(seen[first] and (means.high[later] <= line[later]).all())
         return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
     try:
         rate = fit_rate(sizes[used], errors[:, used], signed=True)
