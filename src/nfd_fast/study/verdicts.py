@@ -192,7 +192,8 @@ def judge(
         return row(FAILS, f"zero to rounding at {claim.size} {_listed(sizes[kept & zeros])}")
     if not (seen & kept).any():
         most = float(means.high[kept].max())
-        visible = max(float((doubted.high - doubted.estimate)[kept].min()), resolution)
+        spreads = (doubted.high - doubted.estimate)[kept & ~zeros]
+        visible = max(float(spreads.min()), resolution)
         words = f"none seen: at most {most:.1e}; what is below {visible:.1e} could not be"
         return row(UNDECIDED, words)
     used = kept & seen
