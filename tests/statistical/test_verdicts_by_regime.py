@@ -41,7 +41,10 @@ def verdicts(rates: Rates) -> dict[str, str]:
 
 
 def test_initialisation(measured: Measure) -> None:
-    """1/n in width; 1/L² in depth, where 1/L is claimed: the claim holds, and is not sharp."""
+    """1/n in width; 1/L² in depth, where 1/L is claimed: the claim holds, and is not sharp.
+
+    The couplings of both passes are there before training, and fall like 1/n.
+    """
     for activation in ("tanh", "relu"):
         rates = measured(("initialisation",), activation=activation)
         assert set(verdicts(rates).values()) == {HOLDS}
@@ -52,6 +55,11 @@ def test_initialisation(measured: Measure) -> None:
             depth = rates.row(f"initial_{what}_depth").exponent
             assert depth is not None
             assert depth.estimate == pytest.approx(-2, abs=0.02)
+        for way in ("forward", "backward"):
+            coupling = rates.row(f"initial_{way}_width")
+            assert coupling.last.low > 1e-4
+            assert coupling.exponent is not None
+            assert coupling.exponent.estimate == pytest.approx(-1, abs=0.1)
 
 
 def test_all_weights_trained(measured: Measure) -> None:
@@ -89,22 +97,40 @@ def test_readout_only(measured: Measure) -> None:
     assert found["backward_accumulated"] == found["network_adjoints"] == FAILS
 
 
+VANISHING = [
+    *(f"network_{what}" for what in ("features", "adjoints")),
+    *(f"{way}_{what}" for way in ("forward", "backward") for what in ("per_layer", "accumulated")),
+]
+
+
 def test_nothing_learned(measured: Measure) -> None:
-    """No forward coupling, exactly; of the backward one, only its sampling is there.
+    """Nothing is added to the couplings, exactly, and the reused network tends to NFD.
 
     Rates of learning that are small are not zero: the same table sees the coupling stay.
     """
-    rates = measured(("coupling",), learning_rate=0.0)
-    for name in ("forward_per_layer", "forward_accumulated"):
+    rates = measured(("noise", "coupling"), learning_rate=0.0)
+    for name in VANISHING:
         assert rates.row(name).verdict == HOLDS
-        assert rates.row(name).note.startswith("zero to rounding")
-    assert rates.row("backward_accumulated").verdict == UNDECIDED
+        assert "zero to rounding" in rates.row(name).note
     small = measured(("coupling",), learning_rate=0.03)
     assert small.row("forward_accumulated").verdict == FAILS
     assert small.row("backward_accumulated").verdict == UNDECIDED
 
 
 def test_zero_residual(measured: Measure) -> None:
+    """Each network has what it answers for targets: as if nothing were learned, by its residuals.
+
+    Its learning rate is that of the other regimes, in which the coupling stays. In float32 features
+    that differ in their last digit here and there, by 1e-16 in mean square, are not called equal.
+    """
+    rates = measured(("noise", "coupling"), targets="met", dtype="float64")
+    assert rates.config.learning_rate == RatesConfig().learning_rate > 0
+    for name in VANISHING:
+        assert rates.row(name).verdict == HOLDS
+        assert "zero to rounding" in rates.row(name).note
+
+
+def test_residuals_that_vanish_with_width(measured: Measure) -> None:
     """Outputs are zero but for 1/√n: the couplings are not told from zero, and not said to be it.
 
     The bound is far below what the same problem has with a residual, so that it means something.

@@ -17,6 +17,7 @@ pytest.importorskip("sklearn", reason="scikit-learn is in the study extra")
 
 from nfd_fast.statistics import fit_rate
 from nfd_fast.study import rates_plots, rates_report
+from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.rates import CLAIMS, Rates, RatesConfig, run_rates
 from nfd_fast.study.verdicts import HOLDS, judge
 
@@ -34,7 +35,7 @@ def table(*rows: Any, **choices: Any) -> Rates:
 BENT = judge(CLAIMS["coupled_features"], SIZES, errors(lambda s: np.exp(-2 / s) / s))
 STRAIGHT = judge(CLAIMS["nfd_features"], SIZES, errors(lambda s: 3 / s))
 ZERO = judge(CLAIMS["forward_accumulated"], SIZES, np.zeros((24, 4)))
-EXACT = judge(CLAIMS["initial_features_depth"], SIZES, np.tile(SIZES**-2, (8, 1)))
+EXACT = judge(CLAIMS["initial_features_depth"], SIZES, np.tile(SIZES**-2, (12, 1)))
 
 
 def test_constants_belong_to_exponents() -> None:
@@ -51,8 +52,9 @@ def test_constants_belong_to_exponents() -> None:
 
 def test_text() -> None:
     text = rates_report.text(table(BENT, STRAIGHT, ZERO, EXACT, replicas=10))
-    assert "10 replicas on shared noise, 40 of couplings and eigenvalues, 512 of initial" in (
-        " ".join(text.split())
+    assert (
+        "10 replicas on shared noise, 40 of couplings and eigenvalues, 512 of networks before"
+        in (" ".join(text.split()))
     )
     assert "-0.00" not in text
     lines = {row.claim.text: line for row in (BENT, STRAIGHT, ZERO, EXACT)
@@ -101,7 +103,7 @@ def test_legends() -> None:
 def test_adjoints_of_the_first_half(tmp_path: Path) -> None:
     """With one output and two samples the claim is of the first half, everywhere it is shown."""
     pytest.importorskip("rich", reason="rich is in the study extra")
-    given: dict[str, Any] = {"depths": (2, 4, 8), "width": 960, "replicas": 2, "workers": 1}
+    given: dict[str, Any] = {"depths": (2, 4, 8), "width": 960, "replicas": 3, "workers": 1}
     given |= {"output": tmp_path}
     one = run_rates(RatesConfig(**given), parts=("coupling",), progress=False)
     row = one.row("adjoint_eigenvalues")
@@ -114,6 +116,40 @@ def test_adjoints_of_the_first_half(tmp_path: Path) -> None:
     ).row("adjoint_eigenvalues")
     assert ten.claim is CLAIMS["adjoint_eigenvalues"]
     assert ten.note == ""
+
+
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+def test_targets_that_are_met(backward: str) -> None:
+    """Each network of an ensemble has its own: no loss is left, and no step is made.
+
+    To the bit in all passes that are trained on; the last one adds up updates that are zero, which
+    may round otherwise: 1e-6 is 8 times the epsilon of float32.
+    """
+    problem = RatesConfig(targets="met", replicas=3)
+    ask: dict[str, Any] = {"backward": backward, "noise_depth": 8, "seed": [4, 0, 7]}
+    ask["record"] = ("features", "min_eigenvalues")
+    runs = [problem.trained(30, depth, **ask) for depth in (4, 8)]
+    for run, depth in zip(runs, (4, 8), strict=True):
+        before = problem.untrained(30, depth, **ask)
+        assert run.sgd.learning_rate > 0
+        assert run.seeds == (4, 0, 7)
+        assert (run.losses[:, :-1] == 0).all()
+        assert (before.losses != 0).all()
+        for name in ("outputs", "features"):
+            found, expected = (np.asarray(r.observables[name]) for r in (run, before))
+            np.testing.assert_array_equal(found[:, :-1], expected[:, :-1])
+            np.testing.assert_allclose(found[:, -1], expected[:, -1], atol=1e-6)
+        ours, theirs = (r.observables["min_eigenvalues"] for r in (run, before))
+        assert type(ours) is type(theirs)
+        np.testing.assert_array_equal(ours.adjoints, theirs.adjoints)  # type: ignore[union-attr]
+    assert runs[0].data == runs[1].data  # comparable, though their targets differ
+    learning = RatesConfig(replicas=3).trained(30, 4, **ask)
+    assert (learning.outputs[:, 1:] != runs[0].outputs[:, 1:]).all()
+
+
+def test_a_limit_has_no_targets_of_its_own() -> None:
+    with pytest.raises(ValueError, match="targets must be other than 'met' for a limit"):
+        LimitConfig(targets="met")
 
 
 def test_initial_depths() -> None:

@@ -17,6 +17,7 @@ from nfd_fast.statistics.errors import (
 )
 from nfd_fast.statistics.extrapolation import extrapolate
 from nfd_fast.statistics.intervals import (
+    ENOUGH,
     Interval,
     Intervals,
     mean_interval,
@@ -26,7 +27,7 @@ from nfd_fast.statistics.intervals import (
     run_intervals,
 )
 from nfd_fast.statistics.moments import Moments
-from nfd_fast.statistics.rates import ENOUGH, RESAMPLES, Rate, fit_rate
+from nfd_fast.statistics.rates import RESAMPLES, Rate, fit_rate
 
 __all__ = [
     "ENOUGH",

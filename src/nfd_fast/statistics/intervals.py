@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,18 @@ from nfd_fast.extras import MissingExtraError
 from nfd_fast.results import Observed, Run
 
 Array = NDArray[np.float64]
+
+ENOUGH = 12
+"""Replicas from which on 95% intervals of skewed means, and of rates, cover 93–97 % (tests)."""
+LEAST_SKEWNESS = 3.0
+"""Skewness that nonnegative samples are taken to have at least, in units of spread / mean.
+
+It is at least 2 for Σ λ_i z_i² of independent normals z_i (8Σλ³ · Σλ ≥ 2 (2Σλ²)²:
+Cauchy–Schwarz), 3 for an inverse Gaussian law, more for a log-normal one. Errors of kernels,
+squares of sums of products over layers, lie between, and few samples say far less of their
+skewness than of their spread: with 2, intervals cover 92.3 % of such errors at n = 32 and R = 48,
+with 3 + (spread / mean)² 91 %.
+"""
 
 
 class Interval(NamedTuple):
@@ -102,14 +115,23 @@ def mean_intervals(
         For no replicas, entries that are not finite, a confidence outside (0, 1), or an interval
         that float64 cannot hold.
 
+    Warns
+    -----
+    UserWarning
+        If ``skewed`` with 2 … 11 replicas, of which the intervals may cover less than they say.
+
     Notes
     -----
     The mean of skewed samples is correlated with their spread: where few of the large ones were
     drawn both are too small, and Student's 95 % interval of means of squared errors covers 87–93 %
     at R = 16, lying too low nearly always. P. Hall, J. R. Stat. Soc. B 54 (1992) 221, gives a
-    cubic in t whose distribution lacks the skewness to O(1/R), and can be inverted; with Student's
-    quantiles it covers 93–97 % from R = 12 on, up to a skewness of 4 (one square of a normal: 2.8),
-    and for normal samples from R = 5 on (tests).
+    cubic in t whose distribution lacks the skewness to O(1/R), and can be inverted. The skewness of
+    R samples is below √R whatever their law's is: of samples that are all nonnegative it is taken
+    to be :data:`LEAST_SKEWNESS` times their spread over their mean, if that is more. With Student's
+    quantiles the intervals then cover 93–97 % from R = 12 on (tests): squares of normals and sums
+    of them, log-normal samples up to σ = 1, errors of the kernels of networks of 32 neurons and
+    more, normal and uniform samples. Squares of normals are covered to 89 % at R = 5, 91 % at 6 and
+    93 % from 8 on.
     """
     rows = arguments.as_array("samples", samples)
     if rows.ndim == 0 or rows.shape[0] == 0:
@@ -117,7 +139,12 @@ def mean_intervals(
     rows = arguments.finite_array("samples", rows, rows.shape, np.float64)
     count = rows.shape[0]
     quantile = float(student_quantile(confidence, count - 1))
-    arguments.flag("skewed", skewed)
+    if arguments.flag("skewed", skewed) and 1 < count < ENOUGH:
+        warnings.warn(
+            f"intervals of skewed samples may cover less than they say with fewer than {ENOUGH} "
+            f"replicas, got {count}",
+            stacklevel=2,
+        )
     exponents = exponents_of(rows)
     rows = np.ldexp(rows, -exponents)
     mean = rows.mean(axis=0)
@@ -133,16 +160,20 @@ def mean_intervals(
 def _without_skewness(t: float, rows: Array, skewed: bool) -> Array | float:
     """Return the (mean − truth)/error of ``rows`` whose transform, free of skewness, is t.
 
-    With a = γ/(3√R), γ the samples' skewness: t = u + a u² + a² u³/3 + a/2, solved for u.
+    With a = γ/(3√R), γ the skewness: t = u + a u² + a² u³/3 + a/2, solved for u.
     """
     count = len(rows)
     if not skewed or count < 3:  # two samples have no skewness
         return t
-    deviations = rows - rows.mean(axis=0)
+    mean = rows.mean(axis=0)
+    deviations = rows - mean
     spread = np.sqrt((deviations**2).mean(axis=0))
     scaled = deviations / np.where(spread > 0, spread, 1.0)
     # Less biased in small samples: D. N. Joanes & C. A. Gill, The Statistician 47 (1998) 183.
     skewness = (scaled**3).mean(axis=0) * math.sqrt(count * (count - 1)) / (count - 2)
+    squares = (rows >= 0).all(axis=0) & (mean > 0)
+    least = LEAST_SKEWNESS * rows.std(axis=0, ddof=1) / np.where(squares, mean, 1.0)
+    skewness = np.where(squares, np.maximum(skewness, least), skewness)
     a = skewness / (3 * math.sqrt(count))
     shifted = t - a / 2
     root = np.cbrt(1 + 3 * a * shifted)

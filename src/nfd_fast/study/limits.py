@@ -41,6 +41,11 @@ class LimitConfig(RateProblem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.targets == "met":
+            raise ValueError(
+                "targets must be other than 'met' for a limit, whose outputs are zero before any "
+                "training: take 'zero'"
+            )
         high = arguments.MAX_INDEX
         self._set("particles", arguments.integer("particles", self.particles, high=high))
         self._set("error", arguments.real("error", self.error, positive=True))

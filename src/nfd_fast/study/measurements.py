@@ -2,15 +2,17 @@
 
 Each quantity is measured at a width n and at 2n, so that its part of order 1/n can be taken off:
 the sampling floor of about T q/n under every coupling, of q = (updates · batch) directions (DESIGN
-§3.3).
+§3.3). What networks have of a coupling before any training is of that order and nothing else (the
+table has rows for it), so that couplings are measured as what training adds: those of a trained
+network minus those of the same one, on the same noise, at a learning rate of zero.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,15 @@ from numpy.typing import NDArray
 
 import nfd_fast
 from nfd_fast import observables, theory
-from nfd_fast.model import BACKWARDS, LOSSES, ResNet
+from nfd_fast.model import BACKWARDS, LOSSES, SGD, ResNet
 from nfd_fast.progress import Callback
-from nfd_fast.results import Run
+from nfd_fast.results import Observed, Run
 from nfd_fast.statistics import FINER, kernel_errors, layer_errors
 from nfd_fast.study.choices import Problem, choice
 
 Array = NDArray[np.float64]
 
-TARGETS = ("classes", "parity", "zero")
+TARGETS = ("classes", "parity", "zero", "met")
 FLOOR_FACTOR = 30
 """Sampling floors are small from n = 30 q L on, with q directions (DESIGN §3.3)."""
 PAIRS = {
@@ -50,8 +52,9 @@ class RateProblem(Problem):
     replicas: int = choice(24, "networks per ensemble; their seeds are seed, seed + 1, ...", int)
     targets: str = choice(
         "parity",
-        "what is learned: the classes, one output that tells even (1) from odd (-1) classes, or "
-        "one output that is to be zero, which it is already but for 1/sqrt(n)",
+        "what is learned: the classes; one output that tells even (1) from odd (-1) classes; that "
+        "is to be zero, which it is already but for 1/sqrt(n); or that is to be what it already is "
+        "in each network (met)",
         str,
         options=TARGETS,
     )
@@ -75,7 +78,7 @@ class RateProblem(Problem):
 
     @property
     def y(self) -> NDArray[Any]:
-        """The targets of all samples."""
+        """The targets of all samples; zeros where each network has its own."""
         if self.targets == "classes":
             return self.dataset.targets(self.loss)
         sign = 1.0 - 2.0 * (self.dataset.labels % 2)
@@ -99,20 +102,69 @@ class RateProblem(Problem):
         inputs = self.dataset.dimension
         return ResNet(width, depth, inputs, self.outputs, self.horizon, self.activation)
 
-    def trained(self, width: int, depth: int, **options: Any) -> Run:
-        """Train networks of the conditional engine."""
+    def trained(
+        self,
+        width: int,
+        depth: int,
+        *,
+        seed: Sequence[int],
+        progress: Callback | bool = False,
+        **options: Any,
+    ) -> Run:
+        """Train an ensemble of the conditional engine."""
+        if self.targets != "met":
+            return self._run(self.sgd, width, depth, seed=seed, progress=progress, **options)
+        runs = []
+        tick = _ticks(progress, 0, len(seed))
+        for one in seed:
+            runs.append(self._meeting(width, depth, seed=[one], **options))
+            tick()
+        return joined(runs)
+
+    def untrained(self, width: int, depth: int, **options: Any) -> Run:
+        """Ask the same networks the same at a learning rate of zero."""
+        return self._run(replace(self.sgd, learning_rate=0.0), width, depth, **options)
+
+    def _meeting(self, width: int, depth: int, **options: Any) -> Run:
+        """Train a network on its own answers to each sample of each batch, before any training."""
+        before = self.untrained(width, depth, **options | {"record": ("outputs",)})
+        y = before.outputs[0, :-1].ravel()
+        # A sample has one target for each time that it is asked about: to rounding they are equal.
+        x = self.dataset.inputs[self.batches.ravel()]
+        batches = np.arange(len(y)).reshape(self.batches.shape)
+        run = self._run(self.sgd, width, depth, x=x, y=y, batches=batches, **options)
+        # One rule made all targets, those of a finer reference, too: the data are the same.
+        return replace(run, data=before.data)
+
+    def _run(self, sgd: SGD, width: int, depth: int, **options: Any) -> Run:
+        given = {"x": self.dataset.inputs, "y": self.y, "batches": self.batches} | options
         return nfd_fast.train(
             self.net(width, depth),
-            self.sgd,
-            self.dataset.inputs,
-            self.y,
-            batches=self.batches,
+            sgd,
             engine="conditional",
             dtype=self.dtype,
             device=self.device,
             threads=self.threads,
-            **options,
+            **given,
         )
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Return the ensemble of several ensembles that differ in their seeds alone."""
+    observables: dict[str, Observed] = {}
+    for name, first in runs[0].observables.items():
+        values = [run.observables[name] for run in runs]
+        if isinstance(first, tuple):
+            observables[name] = type(first)(*map(np.concatenate, zip(*values, strict=True)))
+        else:
+            observables[name] = np.concatenate([np.asarray(value) for value in values])
+    return replace(
+        runs[0],
+        outputs=np.concatenate([run.outputs for run in runs]),
+        losses=np.concatenate([run.losses for run in runs]),
+        observables=observables,
+        seeds=tuple(seed for run in runs for seed in run.seeds),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +235,12 @@ class Measurement(RateProblem, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCell(Measurement):
-    """Squared errors of kernels at initialisation, at one width, against infinite width."""
+    """Networks before any training, at one width.
+
+    Squared errors of their kernels against infinite width, and mean squares of the coupling that
+    the last batch meets, accumulated: forward along adjoints of earlier batches, backward along
+    features of all.
+    """
 
     depth: int
 
@@ -199,27 +256,34 @@ class KernelCell(Measurement):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that is measured, replicas first."""
-        return {"features": (self.replicas,), "adjoints": (self.replicas,)}
+        names = ("features", "adjoints", *COUPLINGS)
+        return dict.fromkeys(names, (self.replicas,))
 
     def compute(self, progress: Callback | bool) -> dict[str, Array]:
-        """Train all replicas at once, for a single update."""
+        """Ask all replicas at once."""
         rows = self.batches[0]
-        run = self.trained(
-            self.width,
-            self.depth,
-            seed=self.seeds,
-            record=("feature_kernels", "adjoint_kernels"),
-            progress=progress,
+        run = self.untrained(
+            self.width, self.depth, seed=self.seeds, record=self.record, progress=progress
         )
         kernels = theory.initial_kernels(
             run.net, self.dataset.inputs[rows], depth=self.depth, threads=self.threads
         )
         errors = kernel_errors(run, kernels, self.y[rows])
-        return {"features": errors.features, "adjoints": errors.adjoints}
+        found = {"features": errors.features, "adjoints": errors.adjoints}
+        for direction, name in COUPLINGS.items():
+            values = np.asarray(run.observables[f"{name}_accumulated"])
+            found[direction] = values[:, self.updates - 1]
+        return found
+
+    @property
+    def record(self) -> tuple[str, ...]:
+        """What is observed of the networks."""
+        couplings = (f"{name}_accumulated" for name in COUPLINGS.values())
+        return ("feature_kernels", "adjoint_kernels", *couplings)
 
     def bytes(self) -> float:
         """Estimate the memory that it takes."""
-        return self._estimate(self.width, self.depth, ("feature_kernels", "adjoint_kernels"))
+        return self._estimate(self.width, self.depth, self.record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +293,7 @@ class StrongErrorCell(Measurement):
     For each of :data:`PAIRS`, each depth L and each quantity: mean over neurons and batch at every
     layer, of the features of the last pass and of the adjoints of the last backward pass. The same
     between the networks with reused and with independent weights of one depth, :data:`APART`: there
-    no error of discretisation hides what only the weights make.
+    no error of discretisation hides what only the weights make. It is what training adds to that.
     """
 
     depths: tuple[int, ...]
@@ -257,10 +321,10 @@ class StrongErrorCell(Measurement):
     def compute(self, progress: Callback | bool) -> dict[str, Array]:
         """Train one replica after the other, so that few trajectories are kept at a time."""
         found: dict[str, list[Array]] = {name: [] for name in self.shapes()}
-        steps = len(BACKWARDS) * (1 + len(self.depths))
+        steps = len(BACKWARDS) + 2 * len(self.depths)
         for place, seed in enumerate(self.seeds):
             tick = _ticks(progress, place * steps, self.replicas * steps)
-            shared = {
+            shared: dict[str, Any] = {
                 "noise_depth": self.fine,
                 "record": ("features", "adjoints"),
                 "seed": [seed],
@@ -273,23 +337,24 @@ class StrongErrorCell(Measurement):
                 )
                 tick()
             for depth in self.depths:
-                runs = {}
-                for backward in BACKWARDS:
-                    runs[backward] = self.trained(self.width, depth, backward=backward, **shared)
-                    tick()
+                before = _apart(self._pair(self.untrained, depth, shared))
+                tick()
+                runs = self._pair(self.trained, depth, shared)
+                tick()
                 for pair, (coarse, fine) in PAIRS.items():
                     errors = layer_errors(
                         runs[coarse], references[fine], against_nfd=coarse != fine
                     )
                     found[f"{pair}_features_{depth}"].append(errors.features[0, -1])
                     found[f"{pair}_adjoints_{depth}"].append(errors.adjoints[0, -1])
-                for what in ("features", "adjoints"):
-                    ours, twin = (
-                        np.asarray(runs[backward].observables[what])[0, -1]
-                        for backward in ("reused", "decoupled")
-                    )
-                    found[f"{APART}_{what}_{depth}"].append(((ours - twin) ** 2).mean(axis=(1, 2)))
+                for what, apart in _apart(runs).items():
+                    found[f"{APART}_{what}_{depth}"].append(apart - before[what])
         return {name: np.array(rows) for name, rows in found.items()}
+
+    def _pair(
+        self, ask: Callable[..., Run], depth: int, shared: Mapping[str, Any]
+    ) -> dict[str, Run]:
+        return {b: ask(self.width, depth, backward=b, **shared) for b in BACKWARDS}
 
     def bytes(self) -> float:
         """Estimate the memory that it takes: two references, and a run of each kind."""
@@ -301,8 +366,8 @@ class StrongErrorCell(Measurement):
 class CouplingCell(Measurement):
     """Couplings and smallest eigenvalues at one depth, of networks with reused weights.
 
-    Couplings of the last forward and the last backward pass, per layer and accumulated; smallest
-    eigenvalues of every pass.
+    What training adds to the couplings of the last forward and the last backward pass, per layer
+    and accumulated; smallest eigenvalues of every pass.
     """
 
     depth: int
@@ -331,10 +396,10 @@ class CouplingCell(Measurement):
 
     def compute(self, progress: Callback | bool) -> dict[str, Array]:
         """Train all replicas at once."""
+        ask: dict[str, Any] = {"width": self.width, "depth": self.depth, "seed": self.seeds}
+        before = self.untrained(**ask, record=observables.COUPLINGS)
         record = (*observables.COUPLINGS, "min_eigenvalues")
-        run = self.trained(
-            self.width, self.depth, seed=self.seeds, record=record, progress=progress
-        )
+        run = self.trained(**ask, record=record, progress=progress)
         eigenvalues = run.observables["min_eigenvalues"]
         assert isinstance(eigenvalues, nfd_fast.MinEigenvalues)
         found = {
@@ -343,12 +408,30 @@ class CouplingCell(Measurement):
         }
         for direction, name in COUPLINGS.items():
             for what in ("per_layer", "accumulated"):
-                found[f"{direction}_{what}"] = np.asarray(run.observables[f"{name}_{what}"])[:, -1]
+                after, initial = (
+                    np.asarray(r.observables[f"{name}_{what}"])[:, -1] for r in (run, before)
+                )
+                found[f"{direction}_{what}"] = after - initial
         return found
 
     def bytes(self) -> float:
         """Estimate the memory that it takes."""
         return self._estimate(self.width, self.depth, (*observables.COUPLINGS, "min_eigenvalues"))
+
+
+def _apart(runs: Mapping[str, Run]) -> dict[str, Array]:
+    """Mean squares (P,) of the difference that reused weights make in the last pass, by quantity.
+
+    ``runs`` has the run of a single network for each kind of backward weights.
+    """
+    found = {}
+    for what in ("features", "adjoints"):
+        ours, twin = (
+            np.asarray(runs[backward].observables[what])[0, -1]
+            for backward in ("reused", "decoupled")
+        )
+        found[what] = ((ours - twin) ** 2).mean(axis=(1, 2))
+    return found
 
 
 def _ticks(progress: Callback | bool, done: int, total: int) -> Callable[[], None]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 PARTS = ("initialisation", "noise", "coupling")
-"""Parts of the table: kernels at initialisation, errors on shared noise, couplings and Grams."""
+"""Parts of the table: networks at initialisation, errors on shared noise, couplings and Grams."""
 PAPER = "paper"
 ASSUMED = "assumed"
 OURS = "ours"
@@ -76,6 +76,10 @@ CLAIMS = {
             )
             for size, end, rate in (("width", "n = ∞", "1/n"), ("depth", "L = ∞", "1/L"))
             for what in ("feature", "adjoint")
+        ),
+        *(
+            Claim(f"initial_{way}_width", f"initial {way} coupling → 0 at 1/n", PAPER, "width", -1)
+            for way in COUPLINGS
         ),
         *(
             Claim(f"{pair}_{what}", f"{network} {what} → {limit} at 1/L", source, "depth", -1)
@@ -341,14 +345,16 @@ Measured = Mapping[Measurement, Mapping[str, Array]]
 def _initial_width(config: RatesConfig, measured: Measured) -> list[Row]:
     sizes = np.array(config.widths, dtype=float)
     found = [measured[config.kernel_cell(width)] for width in config.widths]
+    zero = {"features": ROUNDING, "adjoints": ROUNDING} | dict.fromkeys(COUPLINGS, ZERO)
     return [
         judge(
             CLAIMS[f"initial_{what}_width"],
             sizes,
             np.stack([arrays[what] for arrays in found], axis=1),
             resolution=ROUNDING,
+            zero=rounding,
         )
-        for what in ("features", "adjoints")
+        for what, rounding in zero.items()
     ]
 
 

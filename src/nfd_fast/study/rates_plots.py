@@ -49,11 +49,13 @@ def _both(pair: str, label: str, line: str = "-") -> list[_Curve]:
 
 _PANELS = {
     "width": _Panel(
-        "Initialisation: kernels against width",
-        "squared error to n = ∞",
+        "Initialisation: kernels and coupling against width",
+        "squared error to n = ∞, mean square",
         [
             _Curve("initial_features_width", "features", FEATURES),
             _Curve("initial_adjoints_width", "adjoints", ADJOINTS),
+            _Curve("initial_forward_width", "coupling, forward", FEATURES, "--"),
+            _Curve("initial_backward_width", "coupling, backward", ADJOINTS, "--"),
         ],
         [-1],
     ),

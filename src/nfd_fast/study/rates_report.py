@@ -49,7 +49,7 @@ def ensembles(config: RateProblem) -> str:
     if isinstance(config, RatesConfig):
         many = COUPLING_FACTOR * config.replicas
         words += f" on shared noise, {many} of couplings and eigenvalues, {KERNEL_REPLICAS} of "
-        words += "initial kernels"
+        words += "networks before training"
     return words
 
 
@@ -89,9 +89,10 @@ def explanation() -> str:
         f"{MARGIN} and a constant of more than {HIDDEN:.0%} of the last value is excluded, or if "
         "the values are zero to rounding; it does not hold if the whole interval lies above. What "
         f"stays above 0 must not fall faster than size^-{MARGIN}. What is not seen, and what fewer "
-        f"than {LEAST_REPLICAS} replicas show, is undecided. From: "
-        + "; ".join(f"{name} = {words}" for name, words in SOURCES.items())
-        + "."
+        f"than {LEAST_REPLICAS} replicas show, is undecided. Couplings of trained networks, and "
+        "their distance to decoupled ones of the same depth, are what training adds: what they are "
+        "before it, on the same noise, is taken off, and vanishes as the rows of initial coupling "
+        "say. From: " + "; ".join(f"{name} = {words}" for name, words in SOURCES.items()) + "."
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfd_fast.statistics import (
+    ENOUGH,
     Interval,
     Intervals,
     Rate,
@@ -38,8 +39,8 @@ SEEN = 0.999
 """Confidence with which a mean must differ from zero, or a bend from none, to be seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
-LEAST_REPLICAS = 8
-"""Replicas that a verdict needs; with fewer, bootstrap intervals cover far less than they say."""
+LEAST_REPLICAS = ENOUGH
+"""Replicas that a verdict needs; with fewer, intervals cover less than they say."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,15 @@ def judge(
         last mean is excluded; it does not hold if the whole interval lies above. Where the
         quantity is zero to rounding, it holds; where it is not seen, that is undecided, and the
         note says what could have been seen. Where something is seen at fewer sizes than a fit
-        needs, it holds if what there can be at the larger ones is little enough. For a claim that
+        needs, the smallest among them, it holds if what there can be at the larger ones is little
+        enough. For a claim that
         something stays away from zero (exponent 0), it holds if all means are seen and the interval
         lies above minus :data:`MARGIN`; it does not if some are zero to rounding or the interval
         lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
-    means, doubted = mean_intervals(errors, skewed=True), mean_intervals(errors, SEEN)
+    enough = len(errors) >= LEAST_REPLICAS
+    means, doubted = mean_intervals(errors, skewed=enough), mean_intervals(errors, SEEN)
     seen = (doubted.low > 0) & (means.estimate > resolution)
     zero = resolution if zero is None else zero
     zeros = (np.abs(means.low) <= zero) & (np.abs(means.high) <= zero)
@@ -177,19 +180,20 @@ def judge(
         return Row(claim, sizes, means, flagged, seen, used, rate, bends, exponent, verdict, text)
 
     kept = ~flagged
-    if len(errors) < LEAST_REPLICAS:
+    if not enough:
         return row(UNDECIDED, f"fewer than {LEAST_REPLICAS} replicas")
     if kept.sum() < LEAST_SIZES:
         return row(UNDECIDED, f"fewer than {LEAST_SIZES} sizes left")
     stays = claim.exponent == 0
     if zeros[kept].all():
-        most = max(-float(means.low[kept].min()), float(means.high[kept].max()))
+        most = max(0.0, -float(means.low[kept].min()), float(means.high[kept].max()))
         return row(FAILS if stays else HOLDS, f"zero to rounding: at most {most:.0e}")
     if stays and (zeros & kept).any():
         return row(FAILS, f"zero to rounding at {claim.size} {_listed(sizes[kept & zeros])}")
     if not (seen & kept).any():
         most = float(means.high[kept].max())
-        visible = max(float((doubted.high - doubted.estimate)[kept].min()), resolution)
+        spreads = (doubted.high - doubted.estimate)[kept & ~zeros]
+        visible = max(float(spreads.min()), resolution)
         words = f"none seen: at most {most:.1e}; what is below {visible:.1e} could not be"
         return row(UNDECIDED, words)
     used = kept & seen
@@ -198,10 +202,10 @@ def judge(
         if stays:
             return row(UNDECIDED, "too close to zero to be told from it")
     if used.sum() < LEAST_SIZES:
-        first = int(np.flatnonzero(used)[0])
+        first = int(np.flatnonzero(kept)[0])
         line = means.low[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
         later = kept & (np.arange(len(sizes)) > first)
-        below = bool(later.any() and (means.high[later] <= line[later]).all())
+        below = bool(seen[first] and (means.high[later] <= line[later]).all())
         return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
     try:
         rate = fit_rate(sizes[used], errors[:, used], signed=True)
