@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any
 
+import gpu
 import machine
 import pytest
 from machine import THREADS
 
 import nfd_fast as nfd
+from nfd_fast import devices
+from nfd_fast.exceptions import DeviceError
+
+LIMITS = pytest.StashKey[machine.Limits | gpu.Limits]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,13 +27,26 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     machine_info["nfd_fast"] = nfd.build_info()
-    machine_info["limits"] = asdict(machine.limits())
+    if LIMITS in config.stash:
+        machine_info["limits"] = asdict(config.stash[LIMITS])
 
 
 @pytest.fixture(scope="session", autouse=True)
-def limits() -> machine.Limits:
-    """Measured before anything else is."""
-    return machine.limits()
+def limits(request: pytest.FixtureRequest) -> None:
+    """Measure, before anything else, what the benchmarks run on."""
+    on_gpu = all(item.get_closest_marker("gpu") for item in request.session.items)
+    if on_gpu:
+        request.getfixturevalue("cuda")
+    request.config.stash[LIMITS] = gpu.limits() if on_gpu else machine.limits()
+
+
+@pytest.fixture(scope="session")
+def cuda() -> ModuleType:
+    """Return the compiled module of the device."""
+    try:
+        return devices.require()
+    except DeviceError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from machine import THREADS
-from side_by_side import Call, require_memory
+from side_by_side import Call, Unavailable, require_memory
 
 import nfd_fast as nfd
 
@@ -184,6 +184,82 @@ def numpy_by_hand(of: Training) -> Call:
         return losses
 
     return run
+
+
+class TorchGraph:
+    """A step on a GPU: no autograd, products and updates in place, captured and replayed.
+
+    On the processor, for tests, it is the same step without a graph.
+    """
+
+    def __init__(self, of: Training, tf32: bool, on: str = "cuda") -> None:
+        torch = torch_module()
+        if on == "cuda" and not torch.cuda.is_available():
+            raise Unavailable("this PyTorch is a build without CUDA, or finds no device")
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        self._torch, self._of, self._on = torch, of, on
+        start = torch.from_numpy(of.hidden[0])
+        readout, first, y = (
+            torch.from_numpy(array).to(on) for array in (of.readout[0], of.first[0], of.y)
+        )
+        hidden, depth, width = start.to(on, copy=True), *of.hidden.shape[1:3]
+        features = [first, *(torch.empty_like(first) for _ in range(depth))]
+        activations = [torch.empty_like(first) for _ in range(depth)]
+        adjoints, product = torch.empty_like(first), torch.empty_like(first)
+        residual = torch.empty_like(y)
+        self._loss = torch.empty((), device=on)
+
+        def forward() -> None:
+            for layer in range(depth):
+                torch.tanh(features[layer], out=activations[layer])
+                torch.addmm(features[layer], activations[layer], hidden[layer].T, alpha=of.branch,
+                            out=features[layer + 1])  # fmt: skip
+            torch.sub(features[depth] @ readout / width, y, out=residual)
+            self._loss.copy_(0.5 * (residual * residual).mean())
+
+        def step() -> None:
+            forward()
+            # Weighted from the start, as in backpropagation.
+            torch.mul(readout, residual[:, None], out=adjoints)
+            for layer in reversed(range(depth)):
+                activation = activations[layer]
+                torch.mm(adjoints, hidden[layer], out=product)
+                hidden[layer].addmm_(adjoints.T, activation, alpha=-of.step)
+                adjoints.add_(torch.ops.aten.tanh_backward(product, activation), alpha=of.branch)
+
+        self._forward, self._step = self._captured(forward), self._captured(step)
+        hidden.copy_(start)  # captures begin with steps that warm up
+
+    def _captured(self, work: Call) -> Call:
+        torch = self._torch
+        if self._on != "cuda":
+            return work
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        replay: Call = graph.replay
+        return replay
+
+    def __call__(self) -> Any:
+        """Train, and return the losses."""
+        losses = []
+        for work in (*self._of.updates * (self._step,), self._forward):
+            work()
+            losses.append(self._loss.item())
+        return losses
+
+    def steps(self, count: int) -> None:
+        """Take some steps more, to their end."""
+        for _ in range(count):
+            self._step()
+        if self._on == "cuda":
+            self._torch.cuda.synchronize()
 
 
 def jax_scan(of: Training) -> Call:

@@ -6,6 +6,7 @@
 
 namespace nfd_fast::bindings {
 void register_devices(pybind11::module_& module);
+void register_device_layers(pybind11::module_& module);
 void register_device_noise(pybind11::module_& module);
 void register_device_training(pybind11::module_& module);
 }  // namespace nfd_fast::bindings
@@ -24,6 +25,7 @@ PYBIND11_MODULE(NFD_FAST_CUDA_MODULE, module) {
         }
     });
     bindings::register_devices(module);
+    bindings::register_device_layers(module);
     bindings::register_device_noise(module);
     bindings::register_device_training(module);
 }

@@ -3,24 +3,11 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/arrays.hpp"
-#include "bindings/dlpack.hpp"
-#include "cuda/devices.hpp"
+#include "bindings/device_work.hpp"
 #include "cuda/noise.hpp"
 
 namespace nfd_fast::bindings {
 namespace {
-
-cudaStream_t stream_of(std::uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
-
-// Runs work(stream) on the device of an array, and waits for it if asked to.
-template <class Work>
-void run_beside(const BorrowedArray& array, std::uintptr_t stream, bool wait, Work work) {
-    const int device = array.device().index;
-    const py::gil_scoped_release released;
-    const cuda::OnDevice current(device);
-    work(stream_of(stream));
-    if (wait) cuda::wait_for(stream_of(stream));
-}
 
 // Runs fill(columns on the device, count, size, data of out, stream).
 template <class T, class Fill>
@@ -43,14 +30,6 @@ void words(std::uint64_t seed, Stream tag, std::int64_t layer, const Array<std::
     fill_columns<std::uint32_t>(columns, out, stream, wait, [&](auto... place) {
         cuda::words(noise_address(seed, tag, layer), place...);
     });
-}
-
-// Calls fill(T{}) for the floating-point type of an array.
-template <class Fill>
-void with_type_of(const BorrowedArray& array, Fill fill) {
-    if (array.type_name() == "float32") return fill(float{});
-    if (array.type_name() == "float64") return fill(double{});
-    throw py::type_error("out must be float32 or float64");
 }
 
 void normal(std::uint64_t seed, Stream tag, std::int64_t layer, const Array<std::uint32_t>& columns,

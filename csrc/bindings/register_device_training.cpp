@@ -9,12 +9,15 @@
 namespace nfd_fast::bindings {
 namespace {
 
-// Runs the task on the current device and returns its divergences, see record_into().
+// Runs the task on the current device and returns its divergences, see record_into(). What the
+// hidden layers take there is added to `milliseconds` (updates + 1, 2): forward, backward.
 template <class T>
 Array<std::int64_t> run(TrainingTask<T>& task, Engine engine, const py::dict& records,
-                        py::object progress) {
+                        py::object progress, std::optional<Array<double>> milliseconds) {
     Problem<T>& problem = task.problem;
     if (problem.first_update > 0) throw py::value_error("a device can't continue a run");
+    if (milliseconds) require_shape("milliseconds", *milliseconds, {problem.updates + 1, 2});
+    problem.pass_milliseconds = data_or_null(milliseconds);
     Array<std::int64_t> divergences = record_into(records, engine, task);
     PythonMonitor monitor(problem.replicas * (problem.updates + 1), std::move(progress));
     run_monitored(monitor, [&] {
@@ -27,7 +30,7 @@ Array<std::int64_t> run(TrainingTask<T>& task, Engine engine, const py::dict& re
 template <class T>
 void register_typed(py::module_& module) {
     module.def("run", &run<T>, py::arg("task"), py::arg("engine"), py::arg("records"),
-               py::arg("progress"));
+               py::arg("progress"), py::arg("milliseconds").noconvert() = py::none());
     module.def(
         "bytes",
         [](const TrainingTask<T>& task, Engine engine) {

@@ -4,11 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "bindings/dlpack.hpp"
 #include "cuda/cublas.hpp"
 #include "cuda/devices.hpp"
+#include "cuda/probes.hpp"
 
 namespace nfd_fast::bindings {
 namespace {
@@ -93,6 +95,18 @@ void register_devices(py::module_& module) {
         return found;
     });
     module.def("available", &cuda::available_bytes, "Free memory of the current device, in bytes.");
+    module.def("copy_rate", &cuda::copy_rate, py::arg("bytes"),
+               "Bytes per second, read and written, of copies of so many.");
+    module.def("write_rate", &cuda::write_rate, py::arg("bytes"));
+    module.def(
+        "multiply_add_rate",
+        [](const std::string& dtype, int rounds) {
+            if (dtype == "float32") return cuda::multiply_add_rate<float>(rounds);
+            if (dtype == "float64") return cuda::multiply_add_rate<double>(rounds);
+            throw py::value_error("dtype must be float32 or float64");
+        },
+        py::arg("dtype"), py::arg("rounds"),
+        "Operations per second, two for each multiply-add, operands in registers.");
     module.def("set_cublas_path", &cuda::set_cublas_path, py::arg("path"));
     module.def("cublas_path", &cuda::cublas_path, "What was loaded; empty if nothing was found.");
     module.def("allow_tf32", &cuda::allow_tf32, py::arg("allowed"));

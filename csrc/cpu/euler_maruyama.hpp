@@ -1,41 +1,18 @@
 // The conditional representation on given arrays (DESIGN 2): one layer with what was asked before,
-//     out[b] = state[b] + sum_i images[i] c1[i][b] + sum_j directions[j] c2[j][b]
-//                       + sum_c Xi_c c3[c][b],
 // and all layers of a network that was asked nothing before.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 
-#include "nfd_fast/philox.hpp"
+#include "training/euler_maruyama_step.hpp"
 #include "training/layer_stack.hpp"
 #include "training/monitor.hpp"
 
 namespace nfd_fast {
 
-template <class T>
-struct EulerMaruyamaStep {
-    std::int64_t width, batch;
-    const T* state;  // (B, n)
-
-    std::int64_t image_count;
-    const T* images;                   // (p, n)
-    const double* image_coefficients;  // (p, B)
-
-    std::int64_t direction_count;
-    const T* directions;                   // (q, n)
-    const double* direction_coefficients;  // (q, B)
-
-    NoiseAddress noise;
-    std::int64_t column_count;
-    const std::uint32_t* columns;      // (m) of the noise
-    const double* noise_coefficients;  // (m, B)
-};
-
-// Fills out (B, n), which may be the state and must not overlap anything else. Coefficients are
-// rounded to T; an entry is the sum in the order above, one fused operation a term. Xi is drawn
-// tile by tile and never stored whole. Throws std::bad_alloc before anything is written; stops
-// early if the monitor says so.
+// Fills out (B, n), which may be the state and must not overlap anything else. Throws
+// std::bad_alloc before anything is written; stops early if the monitor says so.
 template <class T>
 void euler_maruyama_step(const EulerMaruyamaStep<T>& step, T* out, int threads, Monitor& monitor);
 

@@ -176,9 +176,8 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
                 }
                 vector.adjoint_step(stack.activation, stack.skip ? above + at : nullptr,
                                     before + at, row, branch_scale<T>(stack), count, below + at);
-                if (adjoints.sources) {
-                    vector.axpy(T(1), adjoints.sources + (l - 1) * stack.layer_size() + at, count,
-                                below + at);
+                if (const T* entering = adjoints.entering(stack, l - 1)) {
+                    vector.axpy(T(1), entering + at, count, below + at);
                 }
                 if (!vector.all_finite(below + at, count)) bad.report(stack.depth - (l - 1));
             }

@@ -1,5 +1,6 @@
 #include <atomic>
 #include <initializer_list>
+#include <map>
 #include <mutex>
 #include <type_traits>
 #include <vector>
@@ -23,7 +24,6 @@ std::atomic<bool> tf32{false};
 struct Interface {
     std::string path;
     int (*create)(void** handle);
-    int (*destroy)(void* handle);
     int (*set_stream)(void* handle, cudaStream_t stream);
     int (*set_workspace)(void* handle, void* workspace, std::size_t bytes);
     int (*set_math_mode)(void* handle, int mode);
@@ -61,7 +61,6 @@ int multiply_slowly(void*, int transpose_a, int transpose_b, int rows, int colum
 const Interface* load() {
     static const Interface emulated{"emulated",
                                     [](void** handle) { return *handle = nullptr, 0; },
-                                    [](void*) { return 0; },
                                     [](void*, cudaStream_t) { return 0; },
                                     [](void*, void*, std::size_t) { return 0; },
                                     [](void*, int) { return 0; },
@@ -83,7 +82,6 @@ bool bind(const std::string& path, Interface& to) {
         complete = complete && function;
     };
     find("cublasCreate_v2", to.create);
-    find("cublasDestroy_v2", to.destroy);
     find("cublasSetStream_v2", to.set_stream);
     find("cublasSetWorkspace_v2", to.set_workspace);
     find("cublasSetMathMode", to.set_math_mode);
@@ -144,6 +142,48 @@ void multiply_by(Function function, void* handle, Transpose transpose_a, Transpo
                  "a product");
 }
 
+// Its start takes memory and its end waits for the device, so that those that are no longer used
+// are kept, by device, for who comes next.
+class IdleHandles {
+  public:
+    void* take() {
+        {
+            const std::lock_guard<std::mutex> lock(guard_);
+            std::vector<void*>& idle = handles_[current_device()];
+            if (!idle.empty()) {
+                void* handle = idle.back();
+                idle.pop_back();
+                return handle;
+            }
+        }
+        void* handle = nullptr;
+        check_cublas(loaded().create(&handle), "its start");
+        return handle;
+    }
+    // The device is the current one.
+    void give_back(void* handle) {
+        loaded().set_stream(handle, nullptr);  // the stream that it has may end before the next
+        const std::lock_guard<std::mutex> lock(guard_);
+        handles_[current_device()].push_back(handle);
+    }
+
+  private:
+    static int current_device() {
+        int device = 0;
+        check(cudaGetDevice(&device), "cudaGetDevice");
+        return device;
+    }
+
+    std::mutex guard_;
+    std::map<int, std::vector<void*>> handles_;
+};
+
+// Never destroyed: at the end of a process nobody knows whether the driver is still there.
+IdleHandles& idle_handles() {
+    static IdleHandles& handles = *new IdleHandles;
+    return handles;
+}
+
 }  // namespace
 
 void set_cublas_path(const std::string& path) {
@@ -161,18 +201,18 @@ bool tf32_allowed() { return tf32; }
 
 Cublas::Cublas(cudaStream_t stream, void* workspace) {
     const Interface& library = loaded();
-    check_cublas(library.create(&handle_), "its start");
+    handle_ = idle_handles().take();
     try {
         check_cublas(library.set_stream(handle_, stream), "its start");
         check_cublas(library.set_workspace(handle_, workspace, kWorkspace), "its start");
         check_cublas(library.set_math_mode(handle_, tf32 ? kTf32Math : kDefaultMath), "its start");
     } catch (...) {
-        library.destroy(handle_);
+        idle_handles().give_back(handle_);
         throw;
     }
 }
 
-Cublas::~Cublas() { loaded().destroy(handle_); }
+Cublas::~Cublas() { idle_handles().give_back(handle_); }
 
 void Cublas::multiply(Transpose transpose_a, Transpose transpose_b, std::int64_t rows,
                       std::int64_t columns, std::int64_t inner, float alpha, const float* a,

@@ -93,7 +93,10 @@ class Stream {
 // A point in a stream that the host can ask about.
 class Event {
   public:
-    Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a new event"); }
+    explicit Event(bool timed = false) {
+        check(cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming),
+              "a new event");
+    }
     ~Event() { cudaEventDestroy(event_); }
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
@@ -109,9 +112,33 @@ class Event {
         check(status, "a kernel");
         return true;
     }
+    // Waits for the stream to get to a later one; both are timed.
+    double milliseconds_to(const Event& later) const {
+        float found = 0;
+        check(cudaEventSynchronize(later.event_), "a kernel");
+        check(cudaEventElapsedTime(&found, event_, later.event_), "a measurement");
+        return found;
+    }
 
   private:
     cudaEvent_t event_ = nullptr;
+};
+
+// How long the device is at work on something in a stream, by its own clock.
+class Stopwatch {
+  public:
+    // `work` enqueues on the stream.
+    template <class Work>
+    void time(cudaStream_t stream, Work work) {
+        start_.record(stream);
+        work();
+        stop_.record(stream);
+    }
+    // Waits for the end of what was timed last.
+    double milliseconds() const { return start_.milliseconds_to(stop_); }
+
+  private:
+    Event start_{true}, stop_{true};
 };
 
 // Starts kernel(args...). Where `together`, all blocks run at the same time (as many as

@@ -69,6 +69,14 @@ void to_host(void* to, const void* from, std::size_t bytes, cudaStream_t stream)
     wait_for(stream);
 }
 
+void copy_there(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+}
+
+void clear_there(void* to, std::size_t bytes, cudaStream_t stream) {
+    check(cudaMemsetAsync(to, 0, bytes, stream), "clearing memory");
+}
+
 void wait_for(cudaStream_t stream) { check(cudaStreamSynchronize(stream), "a kernel"); }
 
 }  // namespace nfd_fast::cuda

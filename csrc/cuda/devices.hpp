@@ -67,6 +67,10 @@ class StreamMemory {
 void to_device(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 void to_host(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 
+// On one device.
+void copy_there(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
+void clear_there(void* to, std::size_t bytes, cudaStream_t stream);
+
 void wait_for(cudaStream_t stream);
 
 }  // namespace nfd_fast::cuda

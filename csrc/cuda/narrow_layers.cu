@@ -116,9 +116,9 @@ class Strip {
             pack(0, b, row, activate(s_.activation, layer[at]));
         });
     }
-    __device__ void pack_adjoints() const {
-        const T* layer = adjoints(s_.depth);
-        for_own([&](int b, int row, std::int64_t at) { pack(s_.depth, b, row, layer[at]); });
+    __device__ void pack_adjoints(std::int64_t l) const {
+        const T* layer = adjoints(l);
+        for_own([&](int b, int row, std::int64_t at) { pack(l, b, row, layer[at]); });
     }
 
     // Part of the matrices that a layer needs first; nobody else writes it.
@@ -195,14 +195,31 @@ class Strip {
         const T* before = features(l - 1);
         const T* above = adjoints(l);
         T* below = adjoints(l - 1);
+        const T* entering = a_.adjoints.entering(s_, l - 1);
         for_own([&](int b, int row, std::int64_t at) {
             const T slope = scale * differentiate(s_.activation, before[at]);
             const T sum = sum_of(row, b);
-            const T value = s_.skip ? fused_multiply_add(slope, sum, above[at]) : slope * sum;
+            T value = s_.skip ? fused_multiply_add(slope, sum, above[at]) : slope * sum;
+            if (entering) value += entering[at];
             below[at] = value;
             note_unless_finite(value, static_cast<int>(s_.depth - (l - 1)), a_.bad_step + replica_);
             if (l > 1) pack(l - 1, b, row, value);
         });
+    }
+
+    // The step of the strip's columns alone, with packed adjoints.
+    __device__ void update(std::int64_t l) const {
+        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
+            const int count = inner_count(start);
+            load_columns(l, start);
+            load_batch(l, start);
+            if (start == 0) weigh_features(l - 1);
+            __syncthreads();
+            find_step(count);
+            __syncthreads();
+            take_step(l, start, count);
+            __syncthreads();
+        }
     }
 
   private:
@@ -437,7 +454,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Layers<T> a) {
     const Strip<T, kGroups> own(a, first);
     Barrier barrier(a.arrived);
     for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-        Strip<T, kGroups>(a, strip).pack_adjoints();
+        Strip<T, kGroups>(a, strip).pack_adjoints(a.stack.depth);
     }
     for (std::int64_t l = a.stack.depth; l >= 1; --l) {
         barrier.arrive();
@@ -449,18 +466,36 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(Layers<T> a) {
     }
 }
 
+template <class T, int kGroups>
+__global__ void __launch_bounds__(kThreads, 1) update_kernel(Layers<T> a) {
+    const std::int64_t strips = strips_of(a), first = blockIdx.x;
+    Barrier barrier(a.arrived);
+    for (std::int64_t l = a.stack.depth; l >= 1; --l) {
+        // Beside those of the layer before, which others may be reading.
+        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
+            Strip<T, kGroups>(a, strip).pack_adjoints(l);
+        }
+        barrier.arrive();
+        barrier.wait();
+        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
+            Strip<T, kGroups>(a, strip).update(l);
+        }
+    }
+}
+
 template <class T>
 struct Kernels {
     void (*forward)(Layers<T>);
     void (*backward)(Layers<T>);
+    void (*update)(Layers<T>);
     std::size_t forward_bytes, backward_bytes;
     std::int64_t packed;
 };
 template <class T, int kGroups>
 Kernels<T> kernels_of_groups() {
     using Here = Shared<T, kGroups>;
-    return {forward_kernel<T, kGroups>, backward_kernel<T, kGroups>, Here::bytes(false),
-            Here::bytes(true), Here::packed};
+    return {forward_kernel<T, kGroups>, backward_kernel<T, kGroups>, update_kernel<T, kGroups>,
+            Here::bytes(false),         Here::bytes(true),           Here::packed};
 }
 template <class T>
 Kernels<T> kernels_for(const LayerStack& s) {
@@ -498,6 +533,7 @@ void NarrowLayers<T>::prepare(const LayerStack& s, const Wave<T>& wave) {
     const Kernels<T> kernels = kernels_for<T>(s);
     forward_blocks_ = resident_blocks(kernels.forward, kThreads, kernels.forward_bytes);
     backward_blocks_ = resident_blocks(kernels.backward, kThreads, kernels.backward_bytes);
+    update_blocks_ = resident_blocks(kernels.update, kThreads, kernels.backward_bytes);
     check(cudaMemsetAsync(packed_, 0, static_cast<std::size_t>(packed_count_) * sizeof(T),
                           wave.stream),
           "clearing memory");
@@ -526,7 +562,7 @@ void NarrowLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidd
                            hidden,
                            backward_hidden,
                            wave.features,
-                           {wave.adjoints, all_adjoints},
+                           {wave.adjoints, all_adjoints, wave.sources},
                            all_adjoints ? s.depth + 1 : 2,
                            wave.weights,
                            wave.bad_step,
@@ -536,6 +572,25 @@ void NarrowLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidd
                            arrived_};
     const Kernels<T> kernels = kernels_for<T>(s);
     run(kernels.backward, layers, backward_blocks_, kernels.backward_bytes, wave.stream);
+}
+
+template <class T>
+void NarrowLayers<T>::update(const LayerStack& s, const Wave<T>& wave, T* hidden,
+                             double step) const {
+    Layers<T> layers{};
+    layers.stack = s;
+    layers.replicas = wave.count;
+    layers.hidden = layers.backward_hidden = hidden;
+    layers.features = wave.features;
+    layers.adjoints = {wave.adjoints, true};
+    layers.stored_adjoints = s.depth + 1;
+    layers.weights = wave.weights;
+    layers.bad_step = wave.bad_step;
+    layers.step = step / std::sqrt(static_cast<double>(s.width));
+    layers.packed = packed_;
+    layers.arrived = arrived_;
+    const Kernels<T> kernels = kernels_for<T>(s);
+    run(kernels.update, layers, update_blocks_, kernels.backward_bytes, wave.stream);
 }
 
 template class NarrowLayers<float>;

@@ -39,12 +39,14 @@ class NarrowLayers {
     // step = eta beta m if `update`.
     void backward(const LayerStack& stack, const Wave<T>& wave, T* hidden, T* backward_hidden,
                   bool all_adjoints, bool update, double step) const;
+    // The update alone, by the adjoints of all layers.
+    void update(const LayerStack& stack, const Wave<T>& wave, T* hidden, double step) const;
 
   private:
     T* packed_;  // (replicas, 2, n, packed batch) of the layers l and l-1, see narrow_layers.cu
     unsigned* arrived_;
     std::int64_t packed_count_;
-    int forward_blocks_ = 0, backward_blocks_ = 0;  // that run at the same time
+    int forward_blocks_ = 0, backward_blocks_ = 0, update_blocks_ = 0;  // that run at the same time
 };
 
 }  // namespace nfd_fast::cuda

@@ -15,19 +15,6 @@ constexpr std::int64_t kMostBlocks = 65535;  // along the second axis of a grid
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Stores the first `count`, at most four.
-template <class T>
-__device__ inline void store(const Four<T>& four, T* to, std::int64_t count) {
-    if (count >= 4 && reinterpret_cast<std::uintptr_t>(to) % alignof(Four<T>) == 0) {
-        *reinterpret_cast<Four<T>*>(to) = four;
-        return;
-    }
-    NFD_FAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        if (i < count) to[i] = four.value[i];
-    }
-}
-
 // Whose noise a run over neurons holds.
 struct Place {
     NoiseAddress address;

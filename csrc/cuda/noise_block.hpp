@@ -16,6 +16,33 @@ struct alignas(16) Four {
     T value[4];
 };
 
+// Stores the first `count`, at most four.
+template <class T>
+__device__ inline void store(const Four<T>& four, T* to, std::int64_t count) {
+    if (count >= 4 && reinterpret_cast<std::uintptr_t>(to) % alignof(Four<T>) == 0) {
+        *reinterpret_cast<Four<T>*>(to) = four;
+        return;
+    }
+    NFD_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        if (i < count) to[i] = four.value[i];
+    }
+}
+
+// The same the other way; the others are zero.
+template <class T>
+__device__ inline Four<T> load(const T* from, std::int64_t count) {
+    if (count >= 4 && reinterpret_cast<std::uintptr_t>(from) % alignof(Four<T>) == 0) {
+        return *reinterpret_cast<const Four<T>*>(from);
+    }
+    Four<T> four{};
+    NFD_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        if (i < count) four.value[i] = from[i];
+    }
+    return four;
+}
+
 __device__ inline Four<std::uint32_t> four_words(NoiseAddress address, std::uint32_t c0,
                                                  std::uint32_t c2) {
     PhiloxCounter<std::uint32_t> block[1] = {{c0, address.c1, c2, 0}};

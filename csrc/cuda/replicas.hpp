@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -153,6 +154,10 @@ class Replicas {
             slot.memory =
                 take_pinned<unsigned char>(static_cast<std::size_t>(lay_out_slot(nullptr, slot)));
             lay_out_slot(slot.memory.get(), slot);
+            if (p_.pass_milliseconds) {
+                slot.forward.emplace();
+                slot.backward.emplace();
+            }
         }
         *halt_ = 0;
     }
@@ -187,6 +192,7 @@ class Replicas {
         T* features;  // (count, recorded layers, B, n)
         T* adjoints;
         Event copied;
+        std::optional<Stopwatch> forward, backward;  // of the hidden layers, if asked for
     };
 
     std::int64_t recorded_layers() const { return p_.stack.depth / p_.record_every + 1; }
@@ -283,16 +289,16 @@ class Replicas {
         Slot& slot = slots_[k % kSlots];
         if (k == p_.updates) forward_.ranks = nullptr;
         embed(p_, net, count, k, stream_.get());
-        w_.hidden.forward(p_, forward_, k);
+        timed(slot.forward, [&] { w_.hidden.forward(p_, forward_, k); });
         read_out(p_, net, count, k, stream_.get());
         record_features(p_, net, rest_, count, k, stream_.get());
         stage(slot.features, net.features, p_.stack.depth + 1);
         if (k < p_.updates) {
             seed_adjoints(p_, net, count, stream_.get());
-            w_.hidden.backward(p_, backward_, k,
-                               p_.train_hidden ? p_.learning_rate * p_.stack.branch_factor *
-                                                     (1.0 / static_cast<double>(p_.stack.batch))
-                                               : 0.0);
+            const double step = p_.train_hidden ? p_.learning_rate * p_.stack.branch_factor *
+                                                      (1.0 / static_cast<double>(p_.stack.batch))
+                                                : 0.0;
+            timed(slot.backward, [&] { w_.hidden.backward(p_, backward_, k, step); });
             update_ends(p_, net, count, k, stream_.get());
             record_adjoints(p_, net, rest_, Hidden<T>::records_kernels, count, stream_.get());
             stage(slot.adjoints, net.adjoints, p_.stack.depth + 1);
@@ -301,6 +307,15 @@ class Replicas {
                               cudaMemcpyDeviceToHost, stream_.get()),
               "a copy");
         slot.copied.record(stream_.get());
+    }
+
+    template <class Work>
+    void timed(std::optional<Stopwatch>& watch, Work work) const {
+        if (watch) {
+            watch->time(stream_.get(), work);
+        } else {
+            work();
+        }
     }
 
     // The recorded layers of features or adjoints, if they are wanted.
@@ -321,6 +336,10 @@ class Replicas {
     void put_away(std::int64_t k) {
         const Slot& slot = slots_[k % kSlots];
         if (!wait(slot.copied)) return;
+        if (slot.forward) {
+            p_.pass_milliseconds[2 * k] += slot.forward->milliseconds();
+            if (k < p_.updates) p_.pass_milliseconds[2 * k + 1] += slot.backward->milliseconds();
+        }
         for (int r = 0; r < forward_.count; ++r) {
             const Divergence& divergence = slot.record.divergences[r];
             const bool well = divergence.quantity == Quantity::none;

@@ -27,6 +27,7 @@ struct Wave {
     const std::uint64_t* seeds;  // (count)
     T* features;                 // (count, L+1, B, n)
     T* adjoints;                 // (count, 2 or L+1, B, n), see AdjointStore
+    const T* sources;            // of a single replica, see AdjointStore; or null
     const double* weights;       // (count, B) w_b of the current batch
     // (count) steps that a pass had made, its start included, when it first met a number that was
     // not finite: by atomicMin. A pass leaves a replica alone whose entry is already set: it has

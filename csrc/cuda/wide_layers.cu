@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     activate_layer(LayerStack s, const T* layer, int step, T* activations, T* next, int* bad_step) {
     for_layer(s, [&](std::int64_t, std::int64_t at) {
         const T x = layer[at];
-        note_unless_finite(x, step, bad_step);
+        if (bad_step) note_unless_finite(x, step, bad_step);
         if (activations) activations[at] = activate(s.activation, x);
         if (next) next[at] = x;
     });
@@ -68,11 +68,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     finish_adjoints(LayerStack s, const T* above, const T* features, const T* products, T scale,
-                    int bad, T* below, Step<T> step, int* bad_step) {
+                    const T* entering, int bad, T* below, Step<T> step, int* bad_step) {
     for_layer(s, [&](std::int64_t b, std::int64_t at) {
         const T slope = scale * differentiate(s.activation, features[at]);
-        const T value =
+        T value =
             s.skip ? fused_multiply_add(slope, products[at], above[at]) : slope * products[at];
+        if (entering) value += entering[at];
         below[at] = value;
         step.put(b, at, value, bad_step);
         note_unless_finite(value, bad, bad_step);
@@ -127,7 +128,7 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
                              T* backward_hidden, bool all_adjoints, bool update,
                              double step) const {
     const std::int64_t n = s.width, size = s.layer_size();
-    const AdjointStore<T> adjoints{wave.adjoints, all_adjoints};
+    const AdjointStore<T> adjoints{wave.adjoints, all_adjoints, wave.sources};
     // Of the matrix between layers l and l-1; layer 0 has none below.
     const auto step_of = [&](std::int64_t l) {
         const bool wanted = update && l > 0;
@@ -145,19 +146,38 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
             const T* above = adjoints.layer(s, l);
             library_->cublas.multiply(Transpose::no, Transpose::no, s.batch, n, n, T(1), above, n,
                                       backward_hidden + matrix, n, T(0), products_, n);
-            const auto move = [&](T* matrices) {
-                library_->cublas.multiply(
-                    Transpose::yes, Transpose::no, n, n, s.batch, T(1), weighted_ + l % 2 * size, n,
-                    activations_ + (l - 1) * size, n, T(1), matrices + matrix, n);
-            };
-            if (update) move(hidden);
-            if (update && backward_hidden != hidden) move(backward_hidden);
+            if (update) move(s, l, hidden);
+            if (update && backward_hidden != hidden) move(s, l, backward_hidden);
             launch_for_layer(finish_adjoints<T>, s, wave.stream, above,
                              wave.features + (l - 1) * size, products_, branch_scale<T>(s),
-                             static_cast<int>(s.depth - (l - 1)), adjoints.layer(s, l - 1),
-                             step_of(l - 1), wave.bad_step);
+                             adjoints.entering(s, l - 1), static_cast<int>(s.depth - (l - 1)),
+                             adjoints.layer(s, l - 1), step_of(l - 1), wave.bad_step);
         }
     });
+}
+
+template <class T>
+void WideLayers<T>::update(const LayerStack& s, const Wave<T>& wave, T* hidden, double step) const {
+    const std::int64_t size = s.layer_size();
+    for (std::int64_t l = s.depth; l >= 1; --l) {
+        T* activations = activations_ + (l - 1) * size;
+        const Step<T> of_layer{wave.weights, step / std::sqrt(static_cast<double>(s.width)),
+                               weighted_ + l % 2 * size, activations};
+        launch_for_layer(activate_layer<T>, s, wave.stream, wave.features + (l - 1) * size, 0,
+                         activations, nullptr, nullptr);
+        launch_for_layer(weigh_layer<T>, s, wave.stream, wave.adjoints + l * size, of_layer,
+                         wave.bad_step);
+        move(s, l, hidden);
+    }
+}
+
+// W_l += weighted^T activations.
+template <class T>
+void WideLayers<T>::move(const LayerStack& s, std::int64_t l, T* matrices) const {
+    const std::int64_t n = s.width, size = s.layer_size();
+    library_->cublas.multiply(Transpose::yes, Transpose::no, n, n, s.batch, T(1),
+                              weighted_ + l % 2 * size, n, activations_ + (l - 1) * size, n, T(1),
+                              matrices + (l - 1) * s.matrix_size(), n);
 }
 
 template class WideLayers<float>;

@@ -24,8 +24,11 @@ class WideLayers {
     void forward(const LayerStack& stack, const Wave<T>& wave, const T* hidden) const;
     void backward(const LayerStack& stack, const Wave<T>& wave, T* hidden, T* backward_hidden,
                   bool all_adjoints, bool update, double step) const;
+    void update(const LayerStack& stack, const Wave<T>& wave, T* hidden, double step) const;
 
   private:
+    void move(const LayerStack& stack, std::int64_t l, T* matrices) const;
+
     struct Library {
         Library(cudaStream_t stream, void* workspace) : cublas(stream, workspace) {}
         Cublas cublas;

@@ -38,6 +38,10 @@ struct AdjointStore {
     NFD_FAST_HD T* layer(const LayerStack& stack, std::int64_t l) const {
         return data + (all_layers ? l : l % 2) * stack.layer_size();
     }
+    // What enters layer l besides, or null.
+    NFD_FAST_HD const T* entering(const LayerStack& stack, std::int64_t l) const {
+        return sources ? sources + l * stack.layer_size() : nullptr;
+    }
 };
 
 // The step of the hidden weights: sum over the batch of w_b G_l[b] phi(H_{l-1}[b])^T times `step`.

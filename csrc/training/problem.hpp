@@ -87,6 +87,9 @@ struct Problem {
     double tolerance;           // conditional engine: shares of a column below it are no direction
     Records records;
     Divergence* divergences;  // (replicas,)
+    // (K+1, 2) or null; on a device alone. What it takes for the hidden layers in each pass,
+    // forward and backward, is added here.
+    double* pass_milliseconds;
 };
 
 // The two engines. Each trains all replicas, with the same bits for any number of threads and

@@ -25,6 +25,9 @@ def driver_version() -> int: ...
 def device_count() -> int: ...
 def devices() -> list[_Device]: ...
 def available() -> float: ...
+def copy_rate(bytes: int) -> float: ...
+def write_rate(bytes: int) -> float: ...
+def multiply_add_rate(dtype: str, rounds: int) -> float: ...
 def set_cublas_path(path: str) -> None: ...
 def cublas_path() -> str: ...
 def allow_tf32(allowed: bool) -> None: ...
@@ -74,6 +77,54 @@ def normal(
     wait: bool,
 ) -> None: ...
 def box_muller(words: BorrowedArray, out: BorrowedArray, cuda_stream: int, wait: bool) -> None: ...
+def residual_forward(
+    hidden: BorrowedArray,
+    features_0: BorrowedArray,
+    features: BorrowedArray,
+    branch_factor: float,
+    skip: bool,
+    activation: int,
+    cuda_stream: int,
+    wait: bool,
+) -> None: ...
+def residual_backward(
+    hidden: BorrowedArray,
+    features: BorrowedArray,
+    sources: BorrowedArray | None,
+    adjoints_last: BorrowedArray,
+    adjoints: BorrowedArray,
+    branch_factor: float,
+    skip: bool,
+    activation: int,
+    cuda_stream: int,
+    wait: bool,
+) -> None: ...
+def sgd_update(
+    hidden: BorrowedArray,
+    features: BorrowedArray,
+    adjoints: BorrowedArray,
+    sample_weights: BorrowedArray | None,
+    step: float,
+    replace: bool,
+    activation: int,
+    cuda_stream: int,
+    wait: bool,
+) -> None: ...
+def euler_maruyama_step(
+    state: BorrowedArray,
+    images: BorrowedArray | None,
+    image_coefficients: BorrowedArray | None,
+    directions: BorrowedArray | None,
+    direction_coefficients: BorrowedArray | None,
+    seed: int,
+    stream: Stream,
+    layer: int,
+    columns: NDArray[np.uint32],
+    noise_coefficients: BorrowedArray,
+    out: BorrowedArray,
+    cuda_stream: int,
+    wait: bool,
+) -> None: ...
 def initial_matrices(
     seeds: NDArray[np.uint64], stream: Stream, fine: int, out: NDArray[_Real]
 ) -> None: ...
@@ -83,5 +134,6 @@ def run(
     engine: Engine,
     records: Mapping[str, NDArray[np.float64]],
     progress: _Progress,
+    milliseconds: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]: ...
 def bytes(task: TrainingTask32 | TrainingTask64, engine: Engine) -> float: ...

@@ -287,16 +287,19 @@ def float_array(
 
 def check_floats(
     name: str,
-    array: NDArray[Any],
+    array: Any,
     shape: Shape,
-    dtype: np.dtype[Any] | None = None,
+    dtype: object = None,
     *,
     of: str = "hidden",
 ) -> None:
-    """Raise ValueError unless :func:`float_array` takes an array, which may yet have no values."""
+    """Raise ValueError unless :func:`float_array` takes an array, which may yet have no values.
+
+    Its ``dtype`` may be a name, as of arrays on a GPU.
+    """
     if dtype is not None and array.dtype != dtype:
         raise ValueError(f"{name} must have the dtype of {of}, {dtype}, got {array.dtype}")
-    if array.dtype not in (np.float32, np.float64):
+    if str(array.dtype) not in ("float32", "float64"):
         raise ValueError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     check_shape(name, array, shape)
 
@@ -308,10 +311,26 @@ def square_matrices(name: str, value: object) -> NDArray[Any]:
     return array
 
 
-def check_square(name: str, array: NDArray[Any]) -> None:
+def check_stack(name: str, array: Any) -> None:
+    """Raise ValueError unless an array with three axes holds features of one layer or more."""
+    if array.shape[0] < 2 or array.shape[2] < 1:
+        raise ValueError(
+            f"{name} must have shape (depth + 1, batch, width) of one layer and neuron or more, "
+            f"got {array.shape}"
+        )
+
+
+def check_square(name: str, array: Any) -> None:
     """Raise ValueError unless an array with three axes holds square matrices, one or more."""
     if array.shape[1] != array.shape[2] or 0 in array.shape:
         raise ValueError(f"{name} must have shape (depth, width, width), got {array.shape}")
+
+
+def check_pair(names: tuple[str, str], values: object, coefficients: object) -> None:
+    """Raise ValueError unless there are both columns and their coefficients."""
+    if values is None or coefficients is None:
+        given, missing = names if coefficients is None else names[::-1]
+        raise ValueError(f"{missing} must be given with {given}, got None")
 
 
 def terms(
@@ -324,9 +343,7 @@ def terms(
     batch, width = state.shape
     if values is None and coefficients is None:
         return np.empty((0, width), state.dtype), np.empty((0, batch))
-    if values is None or coefficients is None:
-        given, missing = names if coefficients is None else names[::-1]
-        raise ValueError(f"{missing} must be given with {given}, got None")
+    check_pair(names, values, coefficients)
     array = float_array(names[0], values, ("count", width), state.dtype, of="state")
     return array, finite_array(names[1], coefficients, (len(array), batch), np.float64)
 

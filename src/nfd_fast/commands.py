@@ -372,6 +372,8 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
             raise ValueError(f"--fail-above must be a positive ratio, got {most}")
     baseline = None if options.baseline is None else benchmarks.read(options.baseline)
     if options.plot is not None:
+        if options.device != "cpu":
+            raise ValueError("--plot draws the limits of the processor; leave out --device")
         roofline.check(options.plot)
     for path in (options.json, options.plot):
         if path is not None:
@@ -386,6 +388,8 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
         atomic.write(options.json, report.json())
     if options.plot is not None:
         atomic.write(options.plot, roofline.image(report, options.plot.suffix))
+    if options.device != "cpu" and "device" in report.limits:
+        _print_device_limits(report.limits)
     if baseline is None:
         _print_times(report.benchmarks)
         return
@@ -401,6 +405,17 @@ def bench(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
             f"{len(slower)} of {len(ratios)} benchmarks took more than {most:g} times as long as "
             f"in {options.baseline}: {', '.join(slower)}"
         )
+
+
+def _print_device_limits(limits: Mapping[str, Any]) -> None:
+    """Print what a device can do at most, as the package's own suite measures it."""
+    rates = " and ".join(
+        f"{rate / 1e12:.3g} in {kind}" for kind, rate in limits["multiply_add"].items()
+    )
+    print(
+        f"{limits['device']}: copies {limits['copy'] / 1e12:.3g} TB/s, writes "
+        f"{limits['write'] / 1e12:.3g} TB/s; multiply-adds, TFLOP/s: {rates}"
+    )
 
 
 def _print_times(timings: Sequence[Timing]) -> None:

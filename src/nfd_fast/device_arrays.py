@@ -70,9 +70,37 @@ def without_device(cuda_stream: int | None) -> None:
 
 
 def borrowed(
-    name: str, value: Any, shape: arguments.Shape, dtype: str, work: Work, *, filled: bool
+    name: str, value: Any, shape: arguments.Shape, dtype: str, work: Work, *, filled: bool = False
 ) -> Any:
     """Return an array on the device as the compiled module takes it, or raise ValueError."""
+    array = _shared(name, value, work)
+    if array.dtype != dtype:
+        raise ValueError(f"{name} must have dtype {dtype}, got {array.dtype}")
+    arguments.check_shape(name, array, shape)
+    return _checked_layout(name, array, filled)
+
+
+def floats(
+    name: str,
+    value: Any,
+    shape: arguments.Shape,
+    work: Work,
+    dtype: str | None = None,
+    *,
+    of: str = "hidden",
+    filled: bool = False,
+) -> Any:
+    """Return a float32 or float64 array on the device; see :func:`nfd_fast.arguments.float_array`.
+
+    ``dtype`` is the one of the argument ``of``, where both have to agree.
+    """
+    array = _shared(name, value, work)
+    arguments.check_floats(name, array, shape, dtype, of=of)
+    return _checked_layout(name, array, filled)
+
+
+def _shared(name: str, value: Any, work: Work) -> Any:
+    """Return what DLPack shares of an array on the device."""
     if not _on_device(value):
         raise ValueError(
             f"{name} must be in the memory of a GPU, as the other array is, got "
@@ -83,29 +111,41 @@ def borrowed(
             capsule = value.__dlpack__(stream=work.stream, max_version=(1, 0))
         except TypeError:  # of before that argument
             capsule = value.__dlpack__(stream=work.stream)
-        array = work.cuda.BorrowedArray(capsule)
+        return work.cuda.BorrowedArray(capsule)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be an array whose memory DLPack can share, got "
             f"{arguments.describe(value)}{arguments.reason(error)}"
         ) from error
-    if array.dtype != dtype:
-        raise ValueError(f"{name} must have dtype {dtype}, got {array.dtype}")
-    arguments.check_shape(name, array, shape)
+
+
+def _checked_layout(name: str, array: Any, filled: bool) -> Any:
     if not array.contiguous:
         raise ValueError(f"{name} must be C-contiguous; give a contiguous array")
-    if array.address % np.dtype(dtype).itemsize:
+    if array.address % np.dtype(array.dtype).itemsize:
         raise ValueError(f"{name} must be aligned; give an array that owns its memory")
     if filled and array.read_only:
         raise ValueError(f"{name} must be writeable to be filled in place; give a copy")
     return array
 
 
-def keep_apart(name: str, array: Any, other: str, given: Any) -> None:
-    """Raise ValueError if two arrays are on different devices, or overlap."""
+def keep_apart(name: str, array: Any, other: str, given: Any, *, place: int | None = None) -> None:
+    """Raise ValueError if two arrays are on different devices, or overlap.
+
+    An input may lie in its ``place`` of an output, as many bytes after the start of that.
+    """
     if array.device != given.device:
         raise ValueError(
             f"{name} must be on the same device as {other}, got {array.device} and {given.device}"
         )
-    if array.address < given.address + given.bytes and given.address < array.address + array.bytes:
+    if not (
+        array.address < given.address + given.bytes and given.address < array.address + array.bytes
+    ):
+        return
+    if place is None:
         raise ValueError(f"{name} must not overlap {other}, got shared memory; give another array")
+    if given.address != array.address + place:  # their sizes are equal, and so is the whole
+        raise ValueError(
+            f"{name} must not overlap {other} unless {other} lies where its copy goes, got "
+            f"{other} at address {given.address} instead of {array.address + place}"
+        )

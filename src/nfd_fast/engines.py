@@ -71,17 +71,37 @@ def conditional_is_faster(width: int, updates: int, batch: int) -> bool:
     return conditional < dense
 
 
+def conditional_is_faster_on_gpu(width: int, updates: int, batch: int) -> bool:
+    """Whether the same is expected on a GPU, of a single replica.
+
+    Seconds per layer on an H100, by its rates; on other devices both engines share what is
+    different. A pass takes no less per layer than its blocks need to meet, and otherwise the
+    conditional engine what it takes to move 4 (6M + 7B) bytes per neuron, at the share of the
+    bandwidth that it reaches, with M = kB columns in pass k forward and half a batch more backward.
+    Dense: a matrix is drawn once; a forward pass reads it, a backward one reads and writes it, at
+    the bandwidth, or multiplies at the rate of float32.
+    """
+    n, columns = float(width), batch * np.arange(updates + 1.0)
+    moved = 4 * n * (6 * np.concatenate([columns, columns[:-1] + batch / 2]) + 7 * batch)
+    conditional = np.maximum(25e-6, moved / (0.6 * 3e12)).sum()
+    forward = max(8e-6, 4 * n**2 / 2.5e12, 2 * n**2 * batch / 45e12)
+    backward = max(8e-6, 8 * n**2 / 2.5e12, 4 * n**2 * batch / 45e12)
+    dense = 4 * n**2 / 0.8e12 + (updates + 1) * forward + updates * backward
+    return bool(conditional < dense)
+
+
 def _cheaper(problem: Problem) -> str:
     """Return the faster engine, or the other where that one doesn't fit the memory but this does.
 
     The model behind ``engine="auto"``.
     """
     updates, batch = problem.batches.shape
-    faster = conditional_is_faster(problem.net.width, updates, batch)
+    on_host = problem.device == "cpu"
+    is_faster = conditional_is_faster if on_host else conditional_is_faster_on_gpu
+    faster = is_faster(problem.net.width, updates, batch)
     first, second = ("conditional", "dense") if faster else ("dense", "conditional")
     if _is_small(problem):
         return first
-    on_host = problem.device == "cpu"
     available = memory.available_bytes() if on_host else devices.available_bytes()
     if available is None or _bytes(problem, first) <= available:
         return first

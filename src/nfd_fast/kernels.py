@@ -9,9 +9,11 @@ C-contiguous ones are read without a copy. ``out`` may be any of these that can 
 filled in place and the same object is returned. Without it results are NumPy arrays, which
 :func:`nfd_fast.to_namespace` hands over to another library.
 
-:func:`words`, :func:`normal` and :func:`box_muller` also fill arrays in the memory of a GPU, there
-and without a copy, on the stream of CUDA that ``cuda_stream`` names: they return at once, and what
-that stream does next sees the result. Without a name they use the legacy default stream and wait.
+What has an argument ``cuda_stream`` also takes arrays in the memory of a GPU, all of them there,
+and fills ``out`` there without a copy, on the stream of CUDA that ``cuda_stream`` names: it returns
+at once, and what that stream does next sees the result. Without a name it uses the legacy default
+stream and waits. Coefficients and sample weights are float64 there, and nobody checks whether they
+are finite.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from nfd_fast import _core, arguments, device_arrays, outputs
+from nfd_fast import _core, arguments, device_arrays, device_kernels, outputs
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.threads import thread_count
 from nfd_fast.tolerance import TOLERANCE
@@ -269,6 +271,7 @@ def residual_forward(
     skip: bool = True,
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[Any]:
     """Return the features of all layers, H_l = H_{l-1} + (β/√n) W_l φ(H_{l-1}).
 
@@ -287,6 +290,8 @@ def residual_forward(
     out : (L+1, B, n) array, optional
         ``features_0`` may be its first layer.
     threads : int, optional
+    cuda_stream : int, optional
+        For arrays on a GPU: the handle of a stream.
 
     Returns
     -------
@@ -302,6 +307,18 @@ def residual_forward(
     DESIGN §1. Non-finite numbers propagate as in NumPy.
     """
     factor, skip = arguments.real("branch_factor", branch_factor), arguments.flag("skip", skip)
+    if device_arrays.found(features_0, hidden, out):
+        device_kernels.residual_forward(
+            features_0,
+            hidden,
+            out,
+            cuda_stream,
+            branch_factor=factor,
+            skip=skip,
+            activation=_activation_index(activation),
+        )
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
     matrices = arguments.square_matrices("hidden", hidden)
     depth, width = matrices.shape[:2]
     first = arguments.float_array("features_0", features_0, ("batch", width), matrices.dtype)
@@ -331,6 +348,7 @@ def residual_backward(
     sources: ArrayLike | None = None,
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[Any]:
     """Return the adjoints of all layers, G_{l-1} = G_l + (β/√n) φ'(H_{l-1}) ∘ (W_lᵀ G_l).
 
@@ -342,7 +360,7 @@ def residual_backward(
         What :func:`residual_forward` returned.
     hidden : (L, n, n) array
         Unscaled W, or the independent W' of the decoupled network.
-    branch_factor, activation, skip, threads
+    branch_factor, activation, skip, threads, cuda_stream
         As in :func:`residual_forward`.
     sources : (L, B, n) array, optional
         Added to G_0 … G_{L-1}: derivatives of a loss that reads the features of those layers too.
@@ -363,6 +381,20 @@ def residual_backward(
     DESIGN §1.
     """
     factor, skip = arguments.real("branch_factor", branch_factor), arguments.flag("skip", skip)
+    if device_arrays.found(adjoints_last, features, hidden, sources, out):
+        device_kernels.residual_backward(
+            adjoints_last,
+            features,
+            hidden,
+            sources,
+            out,
+            cuda_stream,
+            branch_factor=factor,
+            skip=skip,
+            activation=_activation_index(activation),
+        )
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
     matrices = arguments.square_matrices("hidden", hidden)
     depth, width = matrices.shape[:2]
     last = arguments.float_array("adjoints_last", adjoints_last, ("batch", width), matrices.dtype)
@@ -398,6 +430,7 @@ def sgd_update(
     step: float,
     activation: str = "tanh",
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> _Filled:
     """Move the hidden weights in place: W_l −= (step/√n) Σ_b w_b G_l[b] φ(H_{l-1}[b])ᵀ.
 
@@ -410,7 +443,7 @@ def sgd_update(
         w_b: χ_b for one output, 1 otherwise.
     step : float
         η β m, with learning rate η, branch factor β and m = 1/B.
-    activation, threads
+    activation, threads, cuda_stream
         As in :func:`residual_forward`.
 
     Returns
@@ -428,6 +461,18 @@ def sgd_update(
     DESIGN §1.
     """
     factor = arguments.real("step", step)
+    if device_arrays.found(hidden, features, adjoints, sample_weights):
+        device_kernels.sgd_update(
+            hidden,
+            features,
+            adjoints,
+            sample_weights,
+            cuda_stream,
+            step=factor,
+            activation=_activation_index(activation),
+        )
+        return hidden
+    device_arrays.without_device(cuda_stream)
     matrices = arguments.square_matrices("hidden", outputs.in_place("hidden", hidden))
     depth, width = matrices.shape[:2]
     layers = arguments.float_array(
@@ -459,6 +504,7 @@ def hidden_gradient(
     activation: str = "tanh",
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[Any]:
     """Return the derivative by the hidden weights, (β/√n) Σ_b G_l[b] φ(H_{l-1}[b])ᵀ.
 
@@ -466,7 +512,7 @@ def hidden_gradient(
     ----------
     features, adjoints : (L+1, B, n) arrays
         H_0 … H_L and G_0 … G_L, the derivatives of the same loss by them, L and n at least 1.
-    branch_factor, activation, threads
+    branch_factor, activation, threads, cuda_stream
         As in :func:`residual_forward`.
     out : (L, n, n) array, optional
 
@@ -485,13 +531,20 @@ def hidden_gradient(
     DESIGN §1, whose SGD moves W_l by −η n times this if G is scaled by n.
     """
     factor = arguments.real("branch_factor", branch_factor)
-    layers = arguments.float_array("features", features, ("depth + 1", "batch", "width"))
-    depth, batch, width = layers.shape[0] - 1, *layers.shape[1:]
-    if depth < 1 or width < 1:
-        raise ValueError(
-            f"features must have shape (depth + 1, batch, width) of one layer and neuron or more, "
-            f"got {layers.shape}"
+    if device_arrays.found(features, adjoints, out):
+        device_kernels.hidden_gradient(
+            features,
+            adjoints,
+            out,
+            cuda_stream,
+            branch_factor=factor,
+            activation=_activation_index(activation),
         )
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
+    layers = arguments.float_array("features", features, ("depth + 1", "batch", "width"))
+    arguments.check_stack("features", layers)
+    depth, batch, width = layers.shape[0] - 1, *layers.shape[1:]
     above = arguments.float_array("adjoints", adjoints, layers.shape, layers.dtype, of="features")
     shape = (depth, width, width)
     result = outputs.output("out", out, shape, layers.dtype, features=layers, adjoints=above)
@@ -522,6 +575,7 @@ def euler_maruyama_step(
     direction_coefficients: ArrayLike | None = None,
     out: Any = None,
     threads: int | None = None,
+    cuda_stream: int | None = None,
 ) -> NDArray[Any]:
     """Return the next layer of a network without its matrices, H + β[Y c₁ + Q_G c₂ + Ξ c₃].
 
@@ -552,6 +606,8 @@ def euler_maruyama_step(
     out : (B, n) array, optional
         May be ``state`` itself.
     threads : int, optional
+    cuda_stream : int, optional
+        For arrays on a GPU: the handle of a stream.
 
     Returns
     -------
@@ -589,17 +645,24 @@ def euler_maruyama_step(
     ...     )
     """
     address = _address(seed, stream, layer)
+    indices = arguments.columns(columns)
+    terms = (images, image_coefficients, directions, direction_coefficients)
+    if device_arrays.found(state, noise_coefficients, *terms, out):
+        device_kernels.euler_maruyama_step(
+            state, noise_coefficients, terms, address, indices, out, cuda_stream
+        )
+        return out  # type: ignore[no-any-return]
+    device_arrays.without_device(cuda_stream)
     before = arguments.float_array("state", state, ("batch", "width"))
     batch, width = before.shape
     arguments.integer("width", width, low=0, high=arguments.MAX_INDEX)
-    indices = arguments.columns(columns)
     factors = arguments.finite_array(
         "noise_coefficients", noise_coefficients, (len(indices), batch), np.float64
     )
     names = ("images", "image_coefficients", "directions", "direction_coefficients")
     known = (
-        *arguments.terms(names[:2], images, image_coefficients, before),
-        *arguments.terms(names[2:], directions, direction_coefficients, before),
+        *arguments.terms(names[:2], *terms[:2], before),
+        *arguments.terms(names[2:], *terms[2:], before),
     )
     inputs = dict(zip(names, known, strict=True))
     inputs |= {"columns": indices, "noise_coefficients": factors}

@@ -344,6 +344,30 @@ def test_estimates() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sizes", "here", "there"),
+    [
+        ((64, 10, 4), "dense", "dense"),
+        ((10_000, 3, 4), "conditional", "conditional"),
+        # Few columns, but matrices that a GPU reads sooner than its blocks meet.
+        ((1000, 2, 1), "conditional", "dense"),
+        # Its products cost little with many columns, until their bases are long.
+        ((4096, 4, 64), "conditional", "conditional"),
+        ((4096, 100, 64), "dense", "dense"),
+    ],
+)
+def test_the_engine_that_suits_the_device(
+    sizes: tuple[int, int, int], here: str, there: str
+) -> None:
+    width, updates, batch = sizes
+    net, options = nfd.ResNet(width, 3, 3), {"updates": updates, "batch": batch}
+    chosen = [
+        nfd.estimate_memory(net, nfd.SGD(0.1), engine="auto", device=device, **options).engine
+        for device in ("cpu", "cuda")
+    ]
+    assert chosen == [here, there]
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: train("cuda", engine="dense", keep_state=True), "keep_state needs device='cpu'"),

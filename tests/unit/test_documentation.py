@@ -139,6 +139,8 @@ def check(command: list[str], place: str) -> None:
     program, *rest = command
     if program == "nfd-fast":
         choices(rest)
+    elif program == "taskset":  # -c PROCESSORS command
+        check(rest[2:], place)
     elif program == "make":
         subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
     elif program == "pip":

@@ -50,6 +50,7 @@ class _Training(Problem):
         That one falls back to the conditional engine where the matrices don't fit the memory. The
         two engines agree in law only, and what a store keeps must not depend on how much memory
         was free that day: such a study says that it needs too much, and names the other engine.
+        Nor on the device, whose own costs don't count here.
         """
         if self.engine != "auto":
             return self.engine
