@@ -28,7 +28,7 @@
 #include "training/arena.hpp"
 
 namespace nfd_fast::cuda {
-namespace {
+namespace conditional {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
@@ -1279,7 +1279,9 @@ struct ConditionalHidden {
     }
 };
 
-}  // namespace
+}  // namespace conditional
+
+using conditional::ConditionalHidden;
 
 template <class T>
 double conditional_bytes(const Problem<T>& problem) {
