@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/build_identity.hpp"
 #include "bindings/dlpack.hpp"
 #include "cuda/cublas.hpp"
 #include "cuda/devices.hpp"
@@ -111,6 +112,7 @@ void register_devices(py::module_& module) {
     module.def("cublas_path", &cuda::cublas_path, "What was loaded; empty if nothing was found.");
     module.def("allow_tf32", &cuda::allow_tf32, py::arg("allowed"));
     module.def("tf32_allowed", &cuda::tf32_allowed);
+    register_build_identity(module);
     module.attr("ARCHITECTURES") = NFD_FAST_CUDA_ARCHITECTURES;
 
     py::class_<OwnedArray>(module, "OwnedArray", py::module_local())

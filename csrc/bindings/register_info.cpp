@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "bindings/build_identity.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/kernels.hpp"
 
@@ -31,7 +32,7 @@ void register_info(py::module_& module) {
         "default_threads", [] { return omp_get_max_threads(); },
         "Processors of this process, or OMP_NUM_THREADS.");
     module.def("most_threads", [] { return blas::kMostCallers; });
-    module.attr("VERSION") = NFD_FAST_VERSION;
+    register_build_identity(module);
     module.attr("COMPILER") = NFD_FAST_COMPILER;
     module.attr("OPENMP") = _OPENMP;
 }

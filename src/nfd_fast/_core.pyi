@@ -21,6 +21,7 @@ STREAMS: tuple[str, ...]
 COMPILER: str
 """What the module was compiled with."""
 VERSION: str
+ABI: str
 """The version of the package."""
 OPENMP: int
 """The date of the OpenMP standard in use, as yyyymm."""

@@ -11,6 +11,8 @@ from nfd_fast._core import Engine, Stream, TrainingTask32, TrainingTask64
 _Real = TypeVar("_Real", np.float32, np.float64)
 _Progress = Callable[[int, int], object] | None
 
+VERSION: str
+ABI: str
 ARCHITECTURES: str
 
 class _Device(TypedDict):

@@ -1,0 +1,1 @@
+../../../src/nfd_fast/_cuda.pyi
