@@ -21,8 +21,9 @@ STREAMS: tuple[str, ...]
 COMPILER: str
 """What the module was compiled with."""
 VERSION: str
-ABI: str
 """The version of the package."""
+ABI: str
+"""What another module must have too before it takes objects of this one."""
 OPENMP: int
 """The date of the OpenMP standard in use, as yyyymm."""
 

@@ -49,9 +49,10 @@ def build_info() -> dict[str, object]:
         ``version``, ``python``, ``numpy``, ``platform``, ``compiler``, ``instruction_set`` (in
         use), ``instruction_sets_supported`` and ``instruction_sets_compiled``, ``blas``,
         ``threads`` (default), ``memory_available_gib`` (None if the system doesn't tell),
-        ``cuda`` (the version of CUDA that the module for NVIDIA GPUs was built with, and for what;
-        None if there is no such module), ``cuda_devices`` (what it finds), ``activations`` (with
-        their formulas).
+        ``cuda`` (the version of CUDA that the module for NVIDIA GPUs was built with, for what, and
+        which module it is: ``nfd_fast._cuda`` from source, ``nfd_fast_cuda._cuda`` of the
+        distribution; why it is of no use; None if there is no such module), ``cuda_devices`` (what
+        it finds), ``activations`` (with their formulas).
     """
     memory = available_bytes()
     return {

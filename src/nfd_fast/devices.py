@@ -5,19 +5,27 @@ Importing the package touches none of CUDA; the first request for a device does.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nfd_fast import arguments
+from nfd_fast import _core, arguments
 from nfd_fast.exceptions import DeviceError
 
 DEVICES = ("cpu", "cuda")
 
 MODULE = "_cuda"
 """The compiled module; tests put in its place the one that emulates it."""
+
+PACKAGES = ("nfd_fast", "nfd_fast_cuda")
+"""Who may have it: this package, built so from source, or else a distribution of its own."""
+
+
+class _NotInstalledError(DeviceError):
+    """No package has the module."""
 
 
 def module() -> ModuleType:
@@ -26,21 +34,45 @@ def module() -> ModuleType:
     Raises
     ------
     DeviceError
-        If it was not built.
+        If it is not installed, or does not fit this package: of another version, or built so that
+        it does not know this package's objects.
     """
-    try:
-        cuda = importlib.import_module(f"nfd_fast.{MODULE}")
-    except ModuleNotFoundError as error:
-        if error.name != f"nfd_fast.{MODULE}":
-            raise
-    else:
-        cuda.set_cublas_path(_cublas(cuda.runtime_version() // 1000))
-        return cuda
-    raise DeviceError(
-        "device 'cuda' needs the compiled module nfd_fast._cuda, which this build of nfd_fast does "
-        "not have; install from source where nvcc is, with pip install . "
-        "-C cmake.define.NFD_FAST_CUDA=ON"
+    cuda = _imported(MODULE)
+    _require_fit(cuda)
+    cuda.set_cublas_path(_cublas(cuda.runtime_version() // 1000))
+    return cuda
+
+
+@functools.cache
+def _imported(name: str) -> ModuleType:
+    for package in PACKAGES:
+        try:
+            return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name not in (package, f"{package}.{name}"):
+                raise
+    raise _NotInstalledError(
+        "device 'cuda' needs the compiled module for NVIDIA GPUs, which is not installed: "
+        f"pip install nfd_fast_cuda=={_core.VERSION}, or, from source where nvcc is, "
+        "pip install . -C cmake.define.NFD_FAST_CUDA=ON"
     )
+
+
+def _require_fit(cuda: ModuleType) -> None:
+    """Raise DeviceError if a module can't take this package's objects."""
+    if cuda.VERSION != _core.VERSION:
+        raise DeviceError(
+            f"device 'cuda' needs {cuda.__name__} of the version of nfd_fast, expected "
+            f"{_core.VERSION}, got {cuda.VERSION}: pip install nfd_fast_cuda=={_core.VERSION}"
+        )
+    if cuda.ABI != _core.ABI:
+        raise DeviceError(
+            f"device 'cuda' needs {cuda.__name__} and nfd_fast to be built alike, expected "
+            f"{_core.ABI}, got {cuda.ABI}; install the wheels of both from one place, or build "
+            "both with the same compiler and pybind11: pip install --force-reinstall "
+            "--no-cache-dir --no-binary nfd_fast,nfd_fast_cuda "
+            f"nfd_fast_cuda=={_core.VERSION}"
+        )
 
 
 def require() -> ModuleType:
@@ -49,7 +81,8 @@ def require() -> ModuleType:
     Raises
     ------
     DeviceError
-        If there is none, saying which of the module, the driver and the device is missing.
+        If there is none, saying which of the module, the driver and the device is missing, or does
+        not fit.
     """
     cuda = module()
     runtime = _version(cuda.runtime_version())
@@ -97,7 +130,7 @@ def allow_tf32(allowed: bool) -> None:
     ValueError
         For anything but True and False.
     DeviceError
-        If the compiled module was not built.
+        If the compiled module is not installed, or does not fit.
     """
     module().allow_tf32(arguments.flag("allowed", allowed))
 
@@ -112,9 +145,11 @@ def describe() -> dict[str, Any]:
     """Return what :func:`nfd_fast.build_info` says: what was built, and the devices there are."""
     try:
         cuda = module()
-    except DeviceError:
+    except _NotInstalledError:
         return {"cuda": None, "cuda_devices": ()}
-    built = f"{_version(cuda.runtime_version())} for {cuda.ARCHITECTURES}"
+    except DeviceError as unfit:
+        return {"cuda": f"unusable: {unfit}", "cuda_devices": ()}
+    built = f"{_version(cuda.runtime_version())} for {cuda.ARCHITECTURES} ({cuda.__name__})"
     try:
         found = require().devices()
     except DeviceError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import nfd_fast as nfd
-from nfd_fast import cli, devices
+from nfd_fast import _core, cli, devices
 from nfd_fast.exceptions import DeviceError
 
-BUILT = importlib.util.find_spec("nfd_fast._cuda") is not None
+BUILT = devices.describe()["cuda"] is not None
 built = pytest.mark.skipif(
-    not BUILT, reason="this build has no module _cuda: -C cmake.define.NFD_FAST_CUDA=ON"
+    not BUILT,
+    reason="no module for NVIDIA GPUs: packaging/cuda, or -C cmake.define.NFD_FAST_CUDA=ON",
 )
 
 CALLS = {
@@ -52,11 +52,47 @@ def driver() -> bool:
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_without_the_module(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not BUILT:
-        assert refusal(call).startswith("device 'cuda' needs the compiled module nfd_fast._cuda,")
+        said = refusal(call)
+        assert said.startswith("device 'cuda' needs the compiled module for NVIDIA GPUs, which is")
+        assert f"pip install nfd_fast_cuda=={nfd.__version__}, or" in said
     monkeypatch.setattr(devices, "MODULE", "_not_built")
     with pytest.raises(DeviceError, match=r"NFD_FAST_CUDA=ON"):
         devices.require()
     assert devices.describe() == {"cuda": None, "cuda_devices": ()}
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("version", "abi", "message"),
+    [
+        (
+            "0.0.1",
+            _core.ABI,
+            "device 'cuda' needs nfd_fast_cuda._cuda of the version of nfd_fast, expected "
+            f"{nfd.__version__}, got 0.0.1: pip install nfd_fast_cuda=={nfd.__version__}",
+        ),
+        (
+            nfd.__version__,
+            "of another compiler",
+            "device 'cuda' needs nfd_fast_cuda._cuda and nfd_fast to be built alike, expected "
+            f"{_core.ABI}, got of another compiler; install the wheels of both from one place, ",
+        ),
+    ],
+    ids=["version", "abi"],
+)
+def test_a_distribution_that_does_not_fit(
+    tmp_path: Path, version: str, abi: str, message: str
+) -> None:
+    """Every call says so before any work, and so does what lists what there is."""
+    package = tmp_path / "nfd_fast_cuda"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_cuda.py").write_text(f"VERSION, ABI = {version!r}, {abi!r}\n", encoding="utf-8")
+    only = "from nfd_fast import devices\n    devices.PACKAGES = 'nfd_fast_cuda',\n    "
+    for call in CALLS.values():
+        assert refusal(only + call, PYTHONPATH=str(tmp_path)).startswith(message)
+    info = "print(nfd.build_info()['cuda'])"
+    assert refusal(only + info, PYTHONPATH=str(tmp_path)).startswith(f"unusable: {message}")
 
 
 @built
@@ -84,6 +120,7 @@ def test_without_a_device() -> None:
 class Machine:
     """A module that finds what it is told."""
 
+    __name__ = "nfd_fast._cuda"
     ARCHITECTURES = "90"
 
     def __init__(self, driver: int, count: int | str) -> None:
@@ -118,7 +155,7 @@ def test_each_lack_has_its_words(
     monkeypatch.setattr(devices, "module", lambda: machine)
     with pytest.raises(DeviceError, match=message):
         devices.require()
-    assert devices.describe() == {"cuda": "13.0 for 90", "cuda_devices": ()}
+    assert devices.describe() == {"cuda": "13.0 for 90 (nfd_fast._cuda)", "cuda_devices": ()}
 
 
 def test_the_command_line_says_it_too(
@@ -141,7 +178,7 @@ def test_importing_touches_no_cuda() -> None:
         "import sys, nfd_fast as nfd\n"
         "net = nfd.ResNet(width=4, depth=1, inputs=1)\n"
         "nfd.train(net, nfd.SGD(0.1), [[1.0]], [1.0], batches=[[0]])\n"
-        "assert 'nfd_fast._cuda' not in sys.modules\n"
+        "assert not [name for name in sys.modules if name.endswith('_cuda')]\n"
         "maps = open('/proc/self/maps').read()\n"
         "assert 'libcuda' not in maps and 'libcublas' not in maps and '_cuda.' not in maps\n"
     )
