@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import nfd_fast as nfd
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -17,6 +19,7 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is in the test extra")
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CUDA = ROOT / "packaging" / "cuda"
 WHEELS = PYPROJECT["tool"]["cibuildwheel"]
 VERSIONS = re.findall(r"Python :: (3\.\d+)", " ".join(PYPROJECT["project"]["classifiers"]))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -62,6 +65,30 @@ def test_wheels_are_tested_and_leave_the_blas_library_out() -> None:
         assert "--exclude libscipy_openblas" in WHEELS[system]["repair-wheel-command"]
     command = WHEELS["linux"]["repair-wheel-command"].partition(" -w ")[0]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_module_for_cuda_is_built_from_the_same_sources() -> None:
+    """Of one version, for the same interpreters; its wheel is repaired as .ci/run does it."""
+    for name, source in {"core.toml": "pyproject.toml", "CMakeLists.txt": "", "csrc": ""}.items():
+        assert (CUDA / name).resolve() == ROOT / (source or name)
+    assert PYPROJECT["project"]["version"] == nfd.__version__
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert extras["cuda"] == [f"nfd_fast_cuda=={nfd.__version__}"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == nfd.__version__
+
+    own = tomllib.loads((CUDA / "pyproject.toml").read_text(encoding="utf-8"))
+    requirements = [
+        item for items in own["project"]["optional-dependencies"].values() for item in items
+    ]
+    assert set(re.findall(r"nfd_fast\[(\w+)\]", " ".join(requirements))) <= set(extras)
+    wheels = own["tool"]["cibuildwheel"]
+    assert wheels["build"] == WHEELS["build"]
+    assert wheels["linux"]["manylinux-x86_64-image"] == WHEELS["linux"]["manylinux-x86_64-image"]
+    command = wheels["linux"]["repair-wheel-command"].partition(" -w ")[0]
+    assert f"{command} -w dist/cuda" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for file in re.findall(r"\{project\}/(\S+)", " ".join(wheels["test-command"])):
+        assert (ROOT / file).is_file()
 
 
 def test_wheels_are_built_on_every_system() -> None:
