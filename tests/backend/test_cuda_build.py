@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nfd_fast as nfd
@@ -93,6 +94,23 @@ def test_a_distribution_that_does_not_fit(
         assert refusal(only + call, PYTHONPATH=str(tmp_path)).startswith(message)
     info = "print(nfd.build_info()['cuda'])"
     assert refusal(only + info, PYTHONPATH=str(tmp_path)).startswith(f"unusable: {message}")
+
+
+@built
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("engine", ["dense", "conditional"])
+def test_tasks_of_the_core_are_understood(
+    monkeypatch: pytest.MonkeyPatch, engine: str, dtype: str
+) -> None:
+    """As by a module of another wheel; no GPU is needed to tell what one would take."""
+    monkeypatch.setattr(devices, "require", devices.module)
+    net, sgd = nfd.ResNet(width=1000, depth=8, inputs=2), nfd.SGD(0.1)
+    needed = nfd.estimate_memory(
+        net, sgd, updates=3, batch=2, engine=engine, dtype=dtype, device="cuda"
+    ).bytes
+    features = net.depth * net.width * 2 * np.dtype(dtype).itemsize
+    matrices = net.depth * net.width**2 * np.dtype(dtype).itemsize
+    assert (matrices < needed < 2 * matrices) if engine == "dense" else features < needed < matrices
 
 
 @built
