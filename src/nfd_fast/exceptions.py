@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class DeviceError(RuntimeError):
     """The device that was asked for is not there, or failed.
 
-    The text says which of the compiled module, the NVIDIA driver and the GPU is missing and what to
-    do about it, or what CUDA reported.
+    The text says which of the compiled module, the NVIDIA driver and the GPU is missing, or does not
+    fit, and what to do about it, or what CUDA reported.
     """
 
 
