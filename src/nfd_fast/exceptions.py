@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class DeviceError(RuntimeError):
     """The device that was asked for is not there, or failed.
 
-    The text says which of the compiled module, the NVIDIA driver and the GPU is missing, or does not
+    The text says which of the compiled module, the NVIDIA driver and the GPU is missing or does not
     fit, and what to do about it, or what CUDA reported.
     """
 
