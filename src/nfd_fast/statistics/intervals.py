@@ -127,7 +127,7 @@ def mean_intervals(
     at R = 16, lying too low nearly always. P. Hall, J. R. Stat. Soc. B 54 (1992) 221, gives a
     cubic in t whose distribution lacks the skewness to O(1/R), and can be inverted. The skewness of
     R samples is below √R whatever their law's is: of samples that are all nonnegative it is taken
-    to be :data:`LEAST_SKEWNESS` times their spread over their mean, if that is more. With Student's
+    to be ``LEAST_SKEWNESS`` times their spread over their mean, if that is more. With Student's
     quantiles the intervals then cover 93–97 % from R = 12 on (tests): squares of normals and sums
     of them, log-normal samples up to σ = 1, errors of the kernels of networks of 32 neurons and
     more, normal and uniform samples. Squares of normals are covered to 89 % at R = 5, 91 % at 6 and
