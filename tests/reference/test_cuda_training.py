@@ -383,5 +383,5 @@ def test_a_run_says_where_it_ran(cuda: ModuleType) -> None:
     assert "device='cuda'" in repr(train("cuda", engine="dense"))
     assert "device" not in repr(train("cpu", engine="dense"))
     info = nfd.build_info()
-    assert str(info["cuda"]).endswith(cuda.ARCHITECTURES)
+    assert cuda.ARCHITECTURES in str(info["cuda"])
     assert len(info["cuda_devices"]) == cuda.device_count()  # type: ignore[arg-type]
