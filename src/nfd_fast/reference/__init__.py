@@ -20,7 +20,6 @@ with it.
 
 from nfd_fast.reference.activations import ACTIVATIONS, activation, activation_derivative
 from nfd_fast.reference.conditional import ConditionalMatrix, ConditionalRun, train_conditional
-from nfd_fast.reference.euler_maruyama import euler_maruyama, euler_maruyama_step
 from nfd_fast.reference.losses import LOSSES, cross_entropy, mse
 from nfd_fast.reference.network import (
     backward_pass,
@@ -39,6 +38,7 @@ from nfd_fast.reference.observables import (
     feature_movement,
     min_eigenvalues,
 )
+from nfd_fast.reference.particles import euler_maruyama, euler_maruyama_step
 from nfd_fast.reference.theory import gaussian_moments, initial_kernels
 from nfd_fast.reference.training import train
 
