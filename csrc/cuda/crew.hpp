@@ -10,13 +10,6 @@
 
 namespace nfd_fast::cuda {
 
-__device__ inline double sum_over_warp(double value) {
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-        value += __shfl_xor_sync(0xffffffffu, value, mask);
-    }
-    return value;
-}
-
 // The code is kept small: it is run once a layer, and to fetch it takes longer than to run it.
 //
 // The first warp of a block, which waits for itself at next to no cost, or the whole block. Each
@@ -52,7 +45,7 @@ class Crew {
     __device__ double sum(std::int64_t count, F f) const {
         double sum = 0;
         for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) sum += f(i);
-        sum = sum_over_warp(sum);
+        sum = warp_sum(sum);
         if (size_ == kWarp) return sum;
         if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
         sync();

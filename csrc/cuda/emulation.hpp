@@ -47,7 +47,6 @@ struct Block {
     std::vector<Warp> warps;
     int size = 0, arrived = 0;
     unsigned turn = 0;
-    int votes = 0, counted = 0;
 };
 
 struct Fiber {
@@ -202,28 +201,9 @@ inline void __syncthreads() {
 inline void __syncwarp(unsigned = 0xffffffffu) {
     nfd_fast::cuda::emulation::meet(nfd_fast::cuda::emulation::warp());
 }
-inline int __syncthreads_or(int predicate) {
-    auto& block = *nfd_fast::cuda::emulation::machine().now->block;
-    block.votes = predicate || (block.counted > 0 && block.votes);
-    ++block.counted;
-    __syncthreads();
-    const int result = block.votes;
-    block.counted = 0;
-    __syncthreads();
-    return result;
-}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return nfd_fast::cuda::emulation::exchange(value, nfd_fast::cuda::emulation::lane() ^ mask);
-}
-template <class T>
-T __shfl_sync(unsigned, T value, int from) {
-    return nfd_fast::cuda::emulation::exchange(value, from);
-}
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned by) {
-    return nfd_fast::cuda::emulation::exchange(
-        value, nfd_fast::cuda::emulation::lane() + static_cast<int>(by));
 }
 inline void __threadfence() {}
 template <class T>
@@ -238,15 +218,6 @@ T atomicMin(T* to, T value) {
     if (value < before) *to = value;
     return before;
 }
-template <class T>
-T __ldcg(const T* from) {
-    return *from;
-}
-template <class T>
-T __ldg(const T* from) {
-    return *from;
-}
-
 // --- The run-time library: one device, whose memory is the host's; streams run at once -----------
 
 enum cudaError_t {

@@ -7,10 +7,10 @@ namespace nfd_fast::cuda {
 
 constexpr int kWarp = 32;
 
-// The sum over a warp, on its first lane.
+// The sum over a warp, the same on all its lanes.
 __device__ inline double warp_sum(double value) {
-    for (unsigned by = kWarp / 2; by > 0; by /= 2) {
-        value += __shfl_down_sync(0xffffffffu, value, by);
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+        value += __shfl_xor_sync(0xffffffffu, value, mask);
     }
     return value;
 }

@@ -1,0 +1,141 @@
+// What one launch of the conditional engine is given, and how its threads walk over a tile.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device.hpp"
+#include "cuda/reduction.hpp"
+#include "nfd_fast/elementary.hpp"
+#include "nfd_fast/layer_algebra.hpp"
+#include "training/layer_stack.hpp"
+
+namespace nfd_fast::cuda {
+namespace conditional {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+// Of a replica. As many as fit twice on the 132 multiprocessors of a Hopper card; on others the
+// blocks take several chunks, or fewer blocks are used, and the bits are the same.
+constexpr std::int64_t kMostChunks = 264;
+
+// Neurons per tile: a thread each on wide layers; narrow ones are spread over more blocks.
+constexpr std::int64_t kTile = 256, kNarrowTile = 128;
+constexpr std::int64_t kWide = kTile * kMostChunks / 4;
+
+// Bases and images of both sides.
+constexpr std::int64_t kTables = 4;
+
+// Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
+constexpr int kMostHeld = 8;
+
+// The most shared memory for a layer's small matrices: with what is staged, two blocks fit.
+constexpr double kMostStepBytes = 65536;
+
+// From how many numbers of a block's coefficients on a whole block works faster than its warp.
+constexpr std::int64_t kBlockCrewFrom = 768;
+
+// A round leaves 1e-4 of what a column shares with those before it, as on the processor.
+constexpr int kMostRounds = 32;
+
+// How many layers pass between questions to the host: each takes about as long as a short layer.
+constexpr std::int64_t kHaltEvery = 16;
+
+enum Command : int { kSweep, kRefine, kStop };
+
+// What the leader publishes beside the arrays of a Step.
+struct Head {
+    std::int64_t p, q, rank;
+    bool refined, uses_other;
+    int command;
+};
+
+// The meeting place of a replica's blocks.
+struct alignas(128) Meeting {
+    unsigned arrived;
+    alignas(64) unsigned published;
+};
+
+// Everything a pass is given. Arrays have the replicas in flight as leading axis.
+template <class T>
+struct Pass {
+    LayerStack stack;
+    LayerRules rules;
+    LayerMemory memory;  // of the first replica
+    T* tables;           // (replicas, L, tiles, kTables, capacity, tile)
+    // Of both sides: the tables of a tile lie side by side. From the first tile's on.
+    T *basis[2], *images[2];
+    std::int64_t tile_width, tiles, chunks;  // tiles chunk, chunk + chunks, ... make one
+    int members;                             // blocks of a replica
+
+    std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
+    const std::uint64_t* seeds;
+    T* features;
+    T* adjoints;
+    std::int64_t adjoint_layers;  // 2 or L+1
+    const double* weights;        // (replicas, B)
+    double step;                  // of the update; 0 if the weights don't move
+
+    T* noise;          // (replicas, tiles, B, tile) of the layer that comes next
+    T* block;          // (replicas, tiles, B, tile) what the layer is asked about, or Z
+    T* accumulated;    // (replicas, tiles, B, tile) sum of the coupling over layers
+    double* sums;      // (replicas, 2, chunks, slot)
+    double* measured;  // (replicas, 2, chunks, measure)
+    double* combined;  // (replicas, 2, slot) where it is not in shared memory
+    std::int64_t slot_size, measure_size;
+    unsigned char* steps;              // (replicas, 2) published by turns
+    std::int64_t step_bytes, applied;  // of one; where what a sweep needs begins
+    bool step_shared;                  // whether blocks keep a copy in shared memory
+    Head* heads;                       // (replicas, 2)
+    Meeting* meetings;                 // (replicas)
+
+    int* bad_step;
+    const unsigned* halt;
+    double* kernels;  // of phi(H_{l-1}) (replicas, L, B, B), or of G_l (replicas, L+1, B, B)
+    double* ranks;
+    double* coupling_per_layer;
+    double* coupling_accumulated;
+};
+
+// N numbers of a row of coefficients, which begins at a multiple of as many and is aligned.
+template <int N, class T>
+__device__ inline void load_row(const T* row, T (&value)[N]) {
+    constexpr int per_load = N * sizeof(T) < 16 ? N : 16 / sizeof(T);
+    struct alignas(per_load * sizeof(T)) Piece {
+        T number[per_load];
+    };
+#pragma unroll
+    for (int i = 0; i < N; i += per_load) {
+        const Piece piece = *reinterpret_cast<const Piece*>(row + i);
+#pragma unroll
+        for (int m = 0; m < per_load; ++m) value[i + m] = piece.number[m];
+    }
+}
+
+// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile. A few
+// columns are asked for before the first is used. Not more: what a sweep runs through must fit
+// where instructions are kept.
+template <int N, class T>
+__device__ inline void combine(const T* column, int step, std::int64_t count, const T* coefficients,
+                               int row, T (&sum)[N]) {
+    constexpr int at_once = 8;
+#pragma unroll 1
+    for (auto left = static_cast<int>(count); left > 0; left -= at_once) {
+        T value[at_once];
+#pragma unroll
+        for (int m = 0; m < at_once; ++m) value[m] = m < left ? column[m * step] : T(0);
+#pragma unroll
+        for (int m = 0; m < at_once; ++m) {
+            if (m >= left) break;
+            T factor[N];
+            load_row<N>(coefficients + m * row, factor);
+#pragma unroll
+            for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value[m], factor[b], sum[b]);
+        }
+        column += at_once * step;
+        coefficients += at_once * row;
+    }
+}
+
+}  // namespace conditional
+}  // namespace nfd_fast::cuda
