@@ -32,30 +32,25 @@ struct Words {
 template <bool along_neurons>
 void random_words(NoiseAddress address, std::uint32_t c0, std::uint32_t c2, std::int64_t blocks,
                   Words& words) {
-    constexpr int chains = 2;
+    constexpr int chains = 4;
     constexpr std::int64_t step = chains * kLanes;
     static_assert(kBlocks % step == 0, "whole registers only");
-    alignas(64) std::uint64_t lanes[4][kBlocks];
+    // Counted on in registers: lanes written one by one and then read as one register would keep
+    // the loop waiting for the store buffer half of its time.
+    Lanes run = consecutive_lanes(0);
     for (std::int64_t j = 0; j < blocks; j += step) {
         PhiloxCounter<Lanes> counters[chains];
-        for (int chain = 0; chain < chains; ++chain) {
-            const Lanes run = consecutive_lanes(static_cast<std::uint64_t>(j + chain * kLanes));
+        for (int chain = 0; chain < chains; ++chain, run += kLanes) {
             counters[chain] = {along_neurons ? run + c0 : Lanes{} + c0, Lanes{} + address.c1,
                                along_neurons ? Lanes{} + c2 : run + c2, Lanes{}};
         }
         philox4x32(counters, address.key0, address.key1);
         for (int chain = 0; chain < chains; ++chain) {
             const std::int64_t at = j + chain * kLanes;
-            std::memcpy(&lanes[0][at], &counters[chain].c0, sizeof(Lanes));
-            std::memcpy(&lanes[1][at], &counters[chain].c1, sizeof(Lanes));
-            std::memcpy(&lanes[2][at], &counters[chain].c2, sizeof(Lanes));
-            std::memcpy(&lanes[3][at], &counters[chain].c3, sizeof(Lanes));
-        }
-    }
-    for (int w = 0; w < 4; ++w) {
-#pragma omp simd
-        for (std::int64_t j = 0; j < blocks; ++j) {
-            words.word[w][j] = static_cast<std::uint32_t>(lanes[w][j]);
+            store_low_words(counters[chain].c0, &words.word[0][at]);
+            store_low_words(counters[chain].c1, &words.word[1][at]);
+            store_low_words(counters[chain].c2, &words.word[2][at]);
+            store_low_words(counters[chain].c3, &words.word[3][at]);
         }
     }
 }

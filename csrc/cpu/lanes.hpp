@@ -84,6 +84,12 @@ NFD_FAST_INLINE To convert_pack(From from) {
 }
 #endif
 
+// The low halves of lanes, side by side.
+static inline void store_low_words(Lanes lanes, std::uint32_t* to) {
+    const auto words = convert_pack<Pack<std::uint32_t, kLanes>>(lanes);
+    __builtin_memcpy(to, &words, sizeof(words));
+}
+
 template <class T>
 constexpr int kPack =
     static_cast<int>(sizeof(Lanes) / sizeof(std::uint64_t) == 1 ? 1 : sizeof(Lanes) / sizeof(T));
