@@ -12,11 +12,14 @@
 namespace nfd_fast {
 namespace {
 
-constexpr std::align_val_t kHugePage{std::size_t{1} << 21};
 // Below this the allocator of the C library keeps memory by itself, if it isn't asked for more than
-// is needed.
-constexpr std::size_t kSmallest = std::size_t{1} << 23;
+// is needed. Above, it may give it back to the system, and the next run waits for the system to
+// clear it again: as long as it takes itself, where it is short.
+constexpr std::size_t kSmallest = std::size_t{1} << 17;
 constexpr std::align_val_t kVector{64};
+// From this size on in huge pages, which the system may have back while nobody uses them.
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
+constexpr std::size_t kPage = std::size_t{1} << 12;
 // One per thread of an ensemble; more would only wait for a taker that never comes.
 constexpr std::size_t kMostKept = 64;
 
@@ -32,11 +35,17 @@ std::vector<Kept>& kept() {
     return *blocks;
 }
 
+std::size_t page(std::size_t size) { return size < kHugePage ? kPage : kHugePage; }
+
+void release(const Kept& block) {
+    ::operator delete(block.block, std::align_val_t{page(block.size)});
+}
+
 void advise([[maybe_unused]] unsigned char* block, [[maybe_unused]] std::size_t size,
             [[maybe_unused]] bool free) {
 #if defined(__linux__) && defined(MADV_FREE)
     // Advice only: nothing depends on whether it is taken.
-    madvise(block, size, free ? MADV_FREE : MADV_HUGEPAGE);
+    if (size >= kHugePage) madvise(block, size, free ? MADV_FREE : MADV_HUGEPAGE);
 #endif
 }
 
@@ -51,8 +60,8 @@ Block take_block(double bytes) {
         return Block(static_cast<unsigned char*>(::operator new(needed, kVector)),
                      ReturnBlock{needed});
     }
-    constexpr auto page = static_cast<std::size_t>(kHugePage);
-    const std::size_t size = (needed + page - 1) / page * page;
+    const std::size_t whole = page(needed);
+    const std::size_t size = (needed + whole - 1) / whole * whole;
     const std::lock_guard<std::mutex> lock(guard);
     auto& blocks = kept();
     for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -63,9 +72,10 @@ Block take_block(double bytes) {
         }
     }
     // Another size is wanted now: what was kept has served.
-    for (const Kept& block : blocks) ::operator delete(block.block, kHugePage);
+    for (const Kept& block : blocks) release(block);
     blocks.clear();
-    Block block(static_cast<unsigned char*>(::operator new(size, kHugePage)), ReturnBlock{size});
+    Block block(static_cast<unsigned char*>(::operator new(size, std::align_val_t{page(size)})),
+                ReturnBlock{size});
     advise(block.get(), size, false);
     return block;
 }
@@ -78,7 +88,7 @@ void ReturnBlock::operator()(unsigned char* block) const {
     const std::lock_guard<std::mutex> lock(guard);
     auto& blocks = kept();
     if (blocks.size() >= kMostKept) {
-        ::operator delete(block, kHugePage);
+        release({block, size});
         return;
     }
     advise(block, size, true);
