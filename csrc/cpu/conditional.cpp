@@ -36,7 +36,7 @@ struct ConditionalHidden : ConditionalState<T> {
     std::int64_t slot_size, measure_size;  // most numbers of a chunk's sums and of its Gram
 
     // Scratch of a pass.
-    T* noise;             // (B, n) of the layer that comes next, where its algebra asks for it
+    T* noise;             // (B, n) of the layer that comes next, where noise_of() says so
     T* block;             // (B, n) Z, where it differs from X
     T* accumulated;       // (B, n) sum of the coupling over layers
     double* sums;         // (2, chunks, slot) reductions of this and the next layer
@@ -228,21 +228,26 @@ struct Pass {
     struct Tile {
         std::int64_t chunk, index;
         std::int64_t first, count;  // its neurons
-        // How many numbers after a tile of a basis or its images this member's next one lies; after
-        // its last chunk, about where the next layer's first begins.
-        std::int64_t ahead;
+        // How many tiles after this one the next of this member lies: after its last of a layer,
+        // its first of the layer to which the pass comes then.
+        std::int64_t next;
     };
+    std::int64_t ahead(const Tile& tile) const { return tile.next * h.capacity * stride; }
 
     template <class F>
     void for_tiles_of(std::int64_t chunk, F f) const {
         const std::int64_t end = std::min((chunk + 1) * h.tiles_per_chunk, h.tiles);
+        const std::int64_t next_layer = forward() ? h.tiles : -h.tiles;
         for (std::int64_t tile = chunk * h.tiles_per_chunk; tile < end; ++tile) {
             if (stopped()) return;
             const std::int64_t first = tile * stride;
-            const bool last = tile + 1 == end;
-            const std::int64_t tiles_ahead = last ? 1 + (team.size - 1) * h.tiles_per_chunk : 1;
-            f(Tile{chunk, tile, first, std::min(stride, n - first),
-                   tiles_ahead * h.capacity * stride});
+            std::int64_t next = tile + 1;
+            if (next == end) {
+                const bool last = chunk + team.size >= h.chunks;
+                next = last ? next_layer + team.rank * h.tiles_per_chunk
+                            : (chunk + team.size) * h.tiles_per_chunk;
+            }
+            f(Tile{chunk, tile, first, std::min(stride, n - first), next - tile});
         }
     }
 
@@ -274,18 +279,21 @@ struct Pass {
         }
     }
 
-    // Columns of neurons, `apart` from one to the next.
+    // Columns of neurons, `apart` from one to the next, and how far the next tile's are.
     struct Columns {
         T* data;
-        std::int64_t apart;
+        std::int64_t apart, ahead;
     };
 
     // Where xi of a tile lies. The algebra asks for products of it with the other side's basis, if
-    // there is one that counts: then it was drawn before. Else it is drawn where it is used.
+    // there is one that counts: then it was drawn before, into the slots that its images will have
+    // where there is room, so that their memory is fetched once. Else it is drawn where it is used.
     bool noise_is_asked(std::int64_t across) const { return reused() && across > 0; }
-    Columns noise_of(std::int64_t across, const Tile& tile) const {
-        if (noise_is_asked(across)) return {h.noise + tile.first, n};
-        return {tile_noise, stride};
+    Columns noise_of(std::int64_t layer, const Tile& tile) const {
+        if (!noise_is_asked(h.ranks[other()][layer - 1])) return {tile_noise, stride, 0};
+        const std::int64_t rank = h.ranks[side][layer - 1];
+        if (rank + batch > h.capacity) return {h.noise + tile.first, n, tile.next * stride};
+        return {h.tile_of(h.images[side], layer, tile.index) + rank * stride, stride, ahead(tile)};
     }
 
     // xi of the layer for one tile: the normalised sum of its fine layers' noise.
@@ -315,18 +323,18 @@ struct Pass {
         load_block(layer, tile);
         widen(x, stride, count, wide);
         vector.products(h.tile_of(h.basis[side], layer, tile.index), stride, rank, wide, stride,
-                        batch, count, tile.ahead, to.b);
+                        batch, count, ahead(tile), to.b);
         if (stopped_in_tile()) return;
         vector.products(x, stride, batch, wide, stride, batch, count, 0, to.zz);
         if (!noise_is_asked(across) || stopped_in_tile()) return;
-        const Columns noise = noise_of(across, tile);
+        const Columns noise = noise_of(layer, tile);
         draw(layer, tile, noise);
         vector.products(h.tile_of(h.images[other()], layer, tile.index), stride, across, wide,
-                        stride, batch, count, tile.ahead, to.s);
+                        stride, batch, count, ahead(tile), to.s);
         if (stopped_in_tile()) return;
         widen(noise.data, noise.apart, count, wide_noise);
         vector.products(h.tile_of(h.basis[other()], layer, tile.index), stride, across, wide_noise,
-                        stride, batch, count, tile.ahead, to.z);
+                        stride, batch, count, ahead(tile), to.z);
     }
 
     // Adds the sums of all chunks, `apart` from one to the next, in increasing order and divides by
@@ -374,11 +382,12 @@ struct Pass {
         const T* basis = h.tile_of(h.basis[side], layer, tile.index);
         load_residual(layer, tile);
         T* block = h.block + tile.first;
-        vector.combine(basis, stride, step.p, step.off_basis, batch, count, 0, x, stride, block, n);
+        const Terms<T> off{basis, stride, step.p, step.off_basis, 0};
+        vector.combine(&off, 1, batch, count, x, stride, block, n);
         for (std::int64_t j = 1; j < batch; ++j) {
             if (!step.open[j]) continue;
-            vector.combine(block, n, j, step.off_block + j * batch, 1, count, 0, block + j * n, n,
-                           block + j * n, n);
+            const Terms<T> before{block, n, j, step.off_block + j * batch, 0};
+            vector.combine(&before, 1, 1, count, block + j * n, n, block + j * n, n);
         }
         if (stopped_in_tile()) return;
         widen(block, n, count, wide);
@@ -390,41 +399,29 @@ struct Pass {
                         stride, batch, count, 0, to.s);
     }
 
-    // Stores the new columns and makes the next features or adjoints.
+    // Makes the next features or adjoints and stores the new columns, in this order: noise lies
+    // where images will.
     void update(std::int64_t index, const Tile& tile) const {
         const std::int64_t layer = layer_at(index), first = tile.first, count = tile.count;
-        const Columns noise = noise_of(step.q, tile);
+        const Columns noise = noise_of(layer, tile);
         if (!noise_is_asked(step.q)) draw(layer, tile, noise);
         if (stopped_in_tile()) return;
-        if (keep && step.rank > 0) store_columns(index, tile, noise);
-        if (stopped_in_tile()) return;
-        const T* images = h.tile_of(h.images[side], layer, tile.index);
         const T* other_basis = h.tile_of(h.basis[other()], layer, tile.index);
         const T* before = features_of(layer - 1) + first;
-        T* out = increment;
-        std::int64_t out_stride = stride;
-        if (forward()) {
-            out = features_of(layer) + first;
-            out_stride = n;
-        }
+        T* out = forward() ? features_of(layer) + first : increment;
+        std::int64_t out_stride = forward() ? n : stride;
         const T* start = forward() && p.stack.skip ? before : nullptr;
-        std::int64_t start_stride = n;
-        if (step.p > 0) {
-            vector.combine(images, stride, step.p, step.images, batch, count, tile.ahead, start,
-                           start_stride, out, out_stride);
-            start = out;
-            start_stride = out_stride;
-            if (stopped_in_tile()) return;
-        }
-        vector.combine(noise.data, noise.apart, batch, step.noise, batch, count, 0, start,
-                       start_stride, out, out_stride);
-        if (step.uses_other) {
-            vector.combine(other_basis, stride, step.q, step.other, batch, count, tile.ahead, out,
-                           out_stride, out, out_stride);
-        }
+        const Terms<T> terms[] = {
+            {h.tile_of(h.images[side], layer, tile.index), stride, step.p, step.images,
+             ahead(tile)},
+            {noise.data, noise.apart, batch, step.noise, noise.ahead},
+            {other_basis, stride, step.uses_other ? step.q : 0, step.other, ahead(tile)}};
+        vector.combine(terms, 3, batch, count, start, n, out, out_stride);
+        if (stopped_in_tile()) return;
         if (coupled()) {
-            vector.combine(other_basis, stride, step.q, step.coupling, batch, count, 0,
-                           h.accumulated + first, n, h.accumulated + first, n);
+            const Terms<T> coupling{other_basis, stride, step.q, step.coupling, 0};
+            T* sum = h.accumulated + first;
+            vector.combine(&coupling, 1, batch, count, sum, n, sum, n);
         }
         if (!forward()) {
             const T* above = adjoints.layer(p.stack, layer) + first;
@@ -440,6 +437,7 @@ struct Pass {
         for (std::int64_t b = 0; b < batch; ++b) {
             if (!vector.all_finite(out + b * out_stride, count)) bad.report(index + 1);
         }
+        if (keep && step.rank > 0 && !stopped_in_tile()) store_columns(index, tile, noise);
     }
 
     // The new columns of the basis and their images, and the products by which they are measured.
@@ -449,24 +447,28 @@ struct Pass {
         T* fresh = basis + step.p * stride;
         T* image = h.tile_of(h.images[side], layer, tile.index) + step.p * stride;
         load_residual(layer, tile);
-        for (std::int64_t i = 0; i < rank; ++i) {
-            std::copy_n(x + step.pivot[i] * stride, count, increment + i * stride);
-            std::copy_n(noise.data + step.pivot[i] * noise.apart, count, image + i * stride);
-        }
-        vector.combine(basis, stride, step.p, step.from_basis, rank, count, tile.ahead, increment,
-                       stride, increment, stride);
+        gather_pivots(x, stride, count, increment);
+        const Terms<T> along_basis{basis, stride, step.p, step.from_basis, 0};
+        vector.combine(&along_basis, 1, rank, count, increment, stride, increment, stride);
         if (stopped_in_tile()) return;
-        vector.combine(increment, stride, rank, step.inverse, rank, count, 0, nullptr, 0, fresh,
-                       stride);
+        const Terms<T> residual{increment, stride, rank, step.inverse, 0};
+        vector.combine(&residual, 1, rank, count, nullptr, 0, fresh, stride);
         for (std::int64_t i = 0; i < rank; ++i) {
             vector.widen(fresh + i * stride, count, wide + i * stride);
         }
         if (stopped_in_tile()) return;
-        vector.products(basis, stride, step.p + rank, wide, stride, rank, count, 0,
+        vector.products(basis, stride, step.p + rank, wide, stride, rank, count, ahead(tile),
                         measured(index, tile.chunk));
-        if (reused() && !stopped_in_tile()) {
-            vector.combine(h.tile_of(h.basis[other()], layer, tile.index), stride, step.q,
-                           step.image_shift, rank, count, tile.ahead, image, stride, image, stride);
+        if (stopped_in_tile()) return;
+        gather_pivots(noise.data, noise.apart, count, increment);
+        const Terms<T> along_other{h.tile_of(h.basis[other()], layer, tile.index), stride,
+                                   reused() ? step.q : 0, step.image_shift, 0};
+        vector.combine(&along_other, 1, rank, count, increment, stride, image, stride);
+    }
+
+    void gather_pivots(const T* columns, std::int64_t apart, std::int64_t count, T* to) const {
+        for (std::int64_t i = 0; i < step.rank; ++i) {
+            std::copy_n(columns + step.pivot[i] * apart, count, to + i * stride);
         }
     }
 

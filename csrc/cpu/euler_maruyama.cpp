@@ -50,8 +50,8 @@ void euler_maruyama_step(const EulerMaruyamaStep<T>& step, T* out, int threads, 
                     if (monitor.stopped()) return;
                     const std::int64_t now = std::min(kColumns, count - term);
                     const auto [columns, stride] = group_at(term, now);
-                    vector.combine(columns, stride, now, coefficients + term * batch, batch,
-                                   neurons, ahead, out + first, n, out + first, n);
+                    const Terms<T> terms{columns, stride, now, coefficients + term * batch, ahead};
+                    vector.combine(&terms, 1, batch, neurons, out + first, n, out + first, n);
                 }
             };
             const auto of_array = [&](const T* array) {

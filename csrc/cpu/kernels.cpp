@@ -332,53 +332,62 @@ void products(const T* left, std::int64_t left_stride, std::int64_t left_count, 
     }
 }
 
-template <int packs, int output_block, class P, class T>
-void combine_block(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
-                   std::int64_t outputs, std::int64_t ahead, const T* start,
-                   std::int64_t start_stride, T* out, std::int64_t out_stride) {
-    constexpr int width = static_cast<int>(sizeof(P) / sizeof(T));
+// Outputs from `first` on, neurons from `i` on: their sums stay in registers over all sets.
+template <int packs, int output_block, class T>
+void combine_block(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t first,
+                   std::int64_t i, const T* start, std::int64_t start_stride, T* out,
+                   std::int64_t out_stride) {
+    constexpr int width = kPack<T>;
+    using P = Pack<T, width>;
     P sum[output_block][packs];
     for (int c = 0; c < output_block; ++c) {
         for (int v = 0; v < packs; ++v) {
-            sum[c][v] = start ? load_pack<P>(start + c * start_stride + v * width) : P{};
+            sum[c][v] = start ? load_pack<P>(start + c * start_stride + i + v * width) : P{};
         }
     }
-    for (std::int64_t j = 0; j < terms; ++j) {
-        P value[packs];
-        for (int v = 0; v < packs; ++v) value[v] = load_pack<P>(columns + j * stride + v * width);
-        for (std::int64_t i = 0; i < packs * width; i += kCacheLine<T>) {
-            prefetch(columns + j * stride + i + ahead);
-        }
-        for (int c = 0; c < output_block; ++c) {
-            const P factor = broadcast_pack<P>(coefficients[j * outputs + c]);
-            for (int v = 0; v < packs; ++v) {
-                sum[c][v] = multiply_add(value[v], factor, sum[c][v]);
+    for (int set = 0; set < sets; ++set) {
+        const Terms<T> from = terms[set];
+        for (std::int64_t j = 0; j < from.count; ++j) {
+            const T* column = from.columns + j * from.stride + i;
+            P value[packs];
+            for (int v = 0; v < packs; ++v) value[v] = load_pack<P>(column + v * width);
+            for (std::int64_t k = 0; k < packs * width; k += kCacheLine<T>) {
+                prefetch(column + k + from.ahead);
+            }
+            for (int c = 0; c < output_block; ++c) {
+                const P factor = broadcast_pack<P>(from.coefficients[j * outputs + first + c]);
+                for (int v = 0; v < packs; ++v) {
+                    sum[c][v] = multiply_add(value[v], factor, sum[c][v]);
+                }
             }
         }
     }
     for (int c = 0; c < output_block; ++c) {
-        for (int v = 0; v < packs; ++v) store_pack(sum[c][v], out + c * out_stride + v * width);
+        for (int v = 0; v < packs; ++v) {
+            store_pack(sum[c][v], out + c * out_stride + i + v * width);
+        }
     }
 }
 
 template <int output_block, class T>
-void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
-                     const T* coefficients, std::int64_t outputs, std::int64_t count,
-                     std::int64_t ahead, const T* start, std::int64_t start_stride, T* out,
+void combine_outputs(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t first,
+                     std::int64_t count, const T* start, std::int64_t start_stride, T* out,
                      std::int64_t out_stride) {
-    constexpr int width = kPack<T>;
+    constexpr int packs = 2;
     std::int64_t i = 0;
-    for (; i + 2 * width <= count; i += 2 * width) {
-        combine_block<2, output_block, Pack<T, width>>(columns + i, stride, terms, coefficients,
-                                                       outputs, ahead, start ? start + i : nullptr,
-                                                       start_stride, out + i, out_stride);
+    for (; i + packs * kPack<T> <= count; i += packs * kPack<T>) {
+        combine_block<packs, output_block>(terms, sets, outputs, first, i, start, start_stride, out,
+                                           out_stride);
     }
     for (; i < count; ++i) {
         for (int c = 0; c < output_block; ++c) {
             T sum = start ? start[c * start_stride + i] : T(0);
-            for (std::int64_t j = 0; j < terms; ++j) {
-                sum =
-                    fused_multiply_add(columns[j * stride + i], coefficients[j * outputs + c], sum);
+            for (int set = 0; set < sets; ++set) {
+                const Terms<T> from = terms[set];
+                for (std::int64_t j = 0; j < from.count; ++j) {
+                    sum = fused_multiply_add(from.columns[j * from.stride + i],
+                                             from.coefficients[j * outputs + first + c], sum);
+                }
             }
             out[c * out_stride + i] = sum;
         }
@@ -386,16 +395,15 @@ void combine_outputs(const T* columns, std::int64_t stride, std::int64_t terms,
 }
 
 template <class T>
-void combine(const T* columns, std::int64_t stride, std::int64_t terms, const T* coefficients,
-             std::int64_t outputs, std::int64_t count, std::int64_t ahead, const T* start,
-             std::int64_t start_stride, T* out, std::int64_t out_stride) {
-    for (std::int64_t c = 0; c < outputs; c += 4) {
+void combine(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t count,
+             const T* start, std::int64_t start_stride, T* out, std::int64_t out_stride) {
+    for (std::int64_t first = 0; first < outputs; first += 4) {
         const auto block = [&](auto one_block) {
-            one_block(columns, stride, terms, coefficients + c, outputs, count, ahead,
-                      start ? start + c * start_stride : nullptr, start_stride,
-                      out + c * out_stride, out_stride);
+            one_block(terms, sets, outputs, first, count,
+                      start ? start + first * start_stride : nullptr, start_stride,
+                      out + first * out_stride, out_stride);
         };
-        switch (smaller(4, outputs - c)) {
+        switch (smaller(4, outputs - first)) {
             case 1:
                 block(combine_outputs<1, T>);
                 break;

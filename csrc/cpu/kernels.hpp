@@ -15,6 +15,15 @@ namespace nfd_fast {
 // The most columns that any instruction set's thin products (below) take.
 constexpr std::int64_t kMostThin = 24;
 
+// Columns, `stride` numbers from one to the next, and how much of each goes into each output.
+template <class T>
+struct Terms {
+    const T* columns;
+    std::int64_t stride, count;
+    const T* coefficients;  // (count, outputs)
+    std::int64_t ahead;     // see VectorKernels::products
+};
+
 // `activation` arguments are the Activation enumerators as int: an enum of an ISA's own namespace
 // can't appear in a type that all of them share.
 template <class T>
@@ -50,12 +59,11 @@ struct VectorKernels {
                      const double* right, std::int64_t right_stride, std::int64_t right_count,
                      std::int64_t count, std::int64_t ahead, double* sums);
     // out[c * out_stride + i] = start[c * start_stride + i]
-    //                           + sum_j columns[j * stride + i] coefficients[j * outputs + c];
-    // without start if that is null. It may be out itself.
-    void (*combine)(const T* columns, std::int64_t stride, std::int64_t terms,
-                    const T* coefficients, std::int64_t outputs, std::int64_t count,
-                    std::int64_t ahead, const T* start, std::int64_t start_stride, T* out,
-                    std::int64_t out_stride);
+    //                           + sum_j columns[j * stride + i] coefficients[j * outputs + c],
+    // the sum over all terms of all sets in their order; without start if that is null. It may be
+    // out itself.
+    void (*combine)(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t count,
+                    const T* start, std::int64_t start_stride, T* out, std::int64_t out_stride);
 
     // Products of a stored matrix with a batch of at most `most_thin` columns: thin_products.hpp.
     // A packed batch has its columns side by side in runs of `pack` numbers, the last run of each

@@ -149,11 +149,13 @@ NFD_FAST_INLINE T sum_of_pack(P pack) {
     return lane[0];
 }
 
-// Asks for the cache line at an address, which may be any.
+// Asks for the cache line at an address, which may be any, into the second level of the cache: what
+// is asked for a tile ahead would drive what this tile works on out of the first (a fifth of the
+// time of a sweep).
 template <class T>
 NFD_FAST_INLINE void prefetch(const T* at) {
 #if defined(__GNUC__)
-    __builtin_prefetch(at);
+    __builtin_prefetch(at, 0, 2);
 #else
     static_cast<void>(at);
 #endif
