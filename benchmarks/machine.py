@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 
 import nfd_fast as nfd
-from nfd_fast import kernels
 
 THREADS: int = nfd.build_info()["threads"]  # type: ignore[assignment]
 
 _ROUNDS, _SECONDS = 5, 0.4
 """Least rounds and time per figure: others may take the processors for some of it."""
 
-_CACHED = 1 << 15
-"""Numbers that lie in the second level of the cache of any processor of today: 128 KiB."""
+_CACHED = 1 << 12
+"""Numbers that lie in the first level of the cache of any processor of today: 16 KiB."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,11 @@ def limits() -> Limits:
 
     rounds = 1_000_000
     operations = probes.multiply_add(rounds)
-    small = [np.zeros((1, _CACHED), np.float32) for _ in range(THREADS)]
+    small = [np.zeros(_CACHED, np.float32) for _ in range(THREADS)]
 
-    def repeated(work: Callable[[Any], object]) -> Rate:
-        def on(thread: int) -> None:
-            for _ in range(repeats):
-                work(small[thread])
-
-        repeats = 50
-        return _rate(repeats * _CACHED, on)
+    def repeated(work: Callable[[Any, int], object]) -> Rate:
+        repeats = 100
+        return _rate(repeats * _CACHED, lambda thread: work(small[thread], repeats))
 
     return Limits(
         threads=THREADS,
@@ -108,13 +103,13 @@ def limits() -> Limits:
         rewrite=on_arrays(lambda a, _: probes.rewrite(a), 2),
         multiply_add=_rate(operations, lambda _: probes.multiply_add(rounds)),
         sgemm=_sgemm(),
-        normals=repeated(lambda out: kernels.normal(1, "hidden", _CACHED, out=out, threads=1)),
-        activations=repeated(lambda out: kernels.activation("tanh", out, out=out)),
+        normals=repeated(probes.normals),
+        activations=repeated(probes.activations),
     )
 
 
 class _Probes:
-    """The loops of csrc/bench/probes.cpp for the instruction set in use."""
+    """The loops of csrc/bench, those of probes.cpp for the instruction set in use."""
 
     def __init__(self) -> None:
         folder = Path(nfd.get_include()).parent / "lib"
@@ -125,6 +120,7 @@ class _Probes:
             name: library[f"probe_{name}_{isa}"]
             for name in ("read", "copy", "rewrite", "multiply_add")
         }
+        self._functions |= {name: library[f"probe_{name}"] for name in ("normals", "activations")}
         self._functions["read"].restype = ctypes.c_float
         self._functions["multiply_add"].restype = ctypes.c_double
 
@@ -140,6 +136,16 @@ class _Probes:
 
     def rewrite(self, array: Any) -> None:
         self._on("rewrite", array)
+
+    def normals(self, out: Any, rounds: int) -> None:
+        self._repeat("normals", out, rounds)
+
+    def activations(self, out: Any, rounds: int) -> None:
+        self._repeat("activations", out, rounds)
+
+    def _repeat(self, name: str, out: Any, rounds: int) -> None:
+        pointer = ctypes.c_void_p(out.ctypes.data)
+        self._functions[name](pointer, ctypes.c_int64(out.size), ctypes.c_int64(rounds))
 
     def multiply_add(self, rounds: int) -> float:
         return float(self._functions["multiply_add"](ctypes.c_int64(rounds)))
