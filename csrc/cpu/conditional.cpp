@@ -251,26 +251,26 @@ struct Pass {
         }
     }
 
-    // The block that layer `layer` is asked about: phi(H_{l-1}) or G_l, columns h.tile_width apart.
-    void load_block(std::int64_t layer, const Tile& tile) const {
+    // Columns of neurons, `apart` from one to the next, and how far the next tile's are.
+    struct Columns {
+        T* data;
+        std::int64_t apart, ahead;
+    };
+
+    // The block that layer `layer` is asked about: phi(H_{l-1}) or G_l.
+    Columns block_of(std::int64_t layer, const Tile& tile) const {
+        if (!forward()) return {adjoints.layer(p.stack, layer) + tile.first, n, 0};
         for (std::int64_t b = 0; b < batch; ++b) {
-            T* column = x + b * stride;
-            if (forward()) {
-                const T* from = features_of(layer - 1) + b * n + tile.first;
-                vector.activate(p.stack.activation, from, tile.count, column);
-            } else {
-                std::copy_n(adjoints.layer(p.stack, layer) + b * n + tile.first, tile.count,
-                            column);
-            }
+            vector.activate(p.stack.activation, features_of(layer - 1) + b * n + tile.first,
+                            tile.count, x + b * stride);
         }
+        return {x, stride, 0};
     }
 
     // The block Z in whose columns the new directions are.
-    void load_residual(std::int64_t layer, const Tile& tile) const {
-        if (!step.refined) return load_block(layer, tile);
-        for (std::int64_t b = 0; b < batch; ++b) {
-            std::copy_n(h.block + b * n + tile.first, tile.count, x + b * stride);
-        }
+    Columns residual_of(std::int64_t layer, const Tile& tile) const {
+        if (step.refined) return {h.block + tile.first, n, 0};
+        return block_of(layer, tile);
     }
 
     void widen(const T* columns, std::int64_t apart, std::int64_t count, double* to) const {
@@ -278,12 +278,6 @@ struct Pass {
             vector.widen(columns + b * apart, count, to + b * stride);
         }
     }
-
-    // Columns of neurons, `apart` from one to the next, and how far the next tile's are.
-    struct Columns {
-        T* data;
-        std::int64_t apart, ahead;
-    };
 
     // Where xi of a tile lies. The algebra asks for products of it with the other side's basis, if
     // there is one that counts: then it was drawn before, into the slots that its images will have
@@ -320,12 +314,12 @@ struct Pass {
         const std::int64_t layer = layer_at(index), count = tile.count;
         const std::int64_t rank = h.ranks[side][layer - 1], across = h.ranks[other()][layer - 1];
         const Products to = products(sums(index, tile.chunk), layer);
-        load_block(layer, tile);
-        widen(x, stride, count, wide);
+        const Columns block = block_of(layer, tile);
+        widen(block.data, block.apart, count, wide);
         vector.products(h.tile_of(h.basis[side], layer, tile.index), stride, rank, wide, stride,
                         batch, count, ahead(tile), to.b);
         if (stopped_in_tile()) return;
-        vector.products(x, stride, batch, wide, stride, batch, count, 0, to.zz);
+        vector.products(block.data, block.apart, batch, wide, stride, batch, count, 0, to.zz);
         if (!noise_is_asked(across) || stopped_in_tile()) return;
         const Columns noise = noise_of(layer, tile);
         draw(layer, tile, noise);
@@ -380,10 +374,10 @@ struct Pass {
     void subtract(std::int64_t layer, const Tile& tile, Products to) const {
         const std::int64_t count = tile.count;
         const T* basis = h.tile_of(h.basis[side], layer, tile.index);
-        load_residual(layer, tile);
+        const Columns residual = residual_of(layer, tile);
         T* block = h.block + tile.first;
         const Terms<T> off{basis, stride, step.p, step.off_basis, 0};
-        vector.combine(&off, 1, batch, count, x, stride, block, n);
+        vector.combine(&off, 1, batch, count, residual.data, residual.apart, block, n);
         for (std::int64_t j = 1; j < batch; ++j) {
             if (!step.open[j]) continue;
             const Terms<T> before{block, n, j, step.off_block + j * batch, 0};
@@ -446,10 +440,9 @@ struct Pass {
         T* basis = h.tile_of(h.basis[side], layer, tile.index);
         T* fresh = basis + step.p * stride;
         T* image = h.tile_of(h.images[side], layer, tile.index) + step.p * stride;
-        load_residual(layer, tile);
-        gather_pivots(x, stride, count, increment);
+        const Columns at = pivots_of(residual_of(layer, tile), count);
         const Terms<T> along_basis{basis, stride, step.p, step.from_basis, 0};
-        vector.combine(&along_basis, 1, rank, count, increment, stride, increment, stride);
+        vector.combine(&along_basis, 1, rank, count, at.data, at.apart, increment, stride);
         if (stopped_in_tile()) return;
         const Terms<T> residual{increment, stride, rank, step.inverse, 0};
         vector.combine(&residual, 1, rank, count, nullptr, 0, fresh, stride);
@@ -460,16 +453,22 @@ struct Pass {
         vector.products(basis, stride, step.p + rank, wide, stride, rank, count, ahead(tile),
                         measured(index, tile.chunk));
         if (stopped_in_tile()) return;
-        gather_pivots(noise.data, noise.apart, count, increment);
+        const Columns drawn = pivots_of(noise, count);
         const Terms<T> along_other{h.tile_of(h.basis[other()], layer, tile.index), stride,
                                    reused() ? step.q : 0, step.image_shift, 0};
-        vector.combine(&along_other, 1, rank, count, increment, stride, image, stride);
+        vector.combine(&along_other, 1, rank, count, drawn.data, drawn.apart, image, stride);
     }
 
-    void gather_pivots(const T* columns, std::int64_t apart, std::int64_t count, T* to) const {
+    // The columns of a block that are new directions; copied only if they don't lie in order.
+    Columns pivots_of(Columns block, std::int64_t count) const {
+        if (step.rank == 1) return {block.data + step.pivot[0] * block.apart, block.apart, 0};
+        bool in_order = true;
+        for (std::int64_t i = 0; i < step.rank; ++i) in_order = in_order && step.pivot[i] == i;
+        if (in_order) return block;
         for (std::int64_t i = 0; i < step.rank; ++i) {
-            std::copy_n(columns + step.pivot[i] * apart, count, to + i * stride);
+            std::copy_n(block.data + step.pivot[i] * block.apart, count, increment + i * stride);
         }
+        return {increment, stride, 0};
     }
 
     // Makes the new columns of a layer part of what is known; rank 0, when nobody reads it.

@@ -252,11 +252,15 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
     constexpr int width = kPack<double>;
     using Wide = Pack<double, width>;
     using Narrow = Pack<T, width>;
-    Wide sum[left_block][right_block];
-    for (int j = 0; j < left_block; ++j) {
-        for (int c = 0; c < right_block; ++c) sum[j][c] = Wide{};
+    // An addition takes four cycles: fewer sums than that would wait for each other.
+    constexpr int chains = left_block * right_block < 4 ? 2 : 1;
+    Wide sum[chains][left_block][right_block];
+    for (int chain = 0; chain < chains; ++chain) {
+        for (int j = 0; j < left_block; ++j) {
+            for (int c = 0; c < right_block; ++c) sum[chain][j][c] = Wide{};
+        }
     }
-    const auto add = [&](std::int64_t i) {
+    const auto add = [&](std::int64_t i, int chain) {
         Wide factor[right_block];
         for (int c = 0; c < right_block; ++c) {
             factor[c] = load_pack<Wide>(right + c * right_stride + i);
@@ -264,7 +268,7 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
         for (int j = 0; j < left_block; ++j) {
             const Wide value = convert_pack<Wide>(load_pack<Narrow>(left + j * left_stride + i));
             for (int c = 0; c < right_block; ++c) {
-                sum[j][c] = multiply_add(value, factor[c], sum[j][c]);
+                sum[chain][j][c] = multiply_add(value, factor[c], sum[chain][j][c]);
             }
         }
     };
@@ -272,18 +276,20 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
     std::int64_t i = 0;
     for (; i + kCacheLine<T> <= whole; i += kCacheLine<T>) {
         for (int j = 0; j < left_block; ++j) prefetch(left + j * left_stride + i + ahead);
-        for (std::int64_t k = 0; k < kCacheLine<T>; k += width) add(i + k);
+        NFD_FAST_UNROLL
+        for (int k = 0; k < kCacheLine<T>; k += width) add(i + k, k / width % chains);
     }
-    for (; i < whole; i += width) add(i);
+    for (; i < whole; i += width) add(i, 0);
     for (int j = 0; j < left_block; ++j) {
         for (int c = 0; c < right_block; ++c) {
+            for (int chain = 1; chain < chains; ++chain) sum[0][j][c] += sum[chain][j][c];
             double lanes[width];
-            store_pack(sum[j][c], lanes);
+            store_pack(sum[0][j][c], lanes);
             double total = 0;
             for (int lane = 0; lane < width; ++lane) total += lanes[lane];
-            for (std::int64_t i = whole; i < count; ++i) {
-                total = fused_multiply_add(static_cast<double>(left[j * left_stride + i]),
-                                           right[c * right_stride + i], total);
+            for (std::int64_t k = whole; k < count; ++k) {
+                total = fused_multiply_add(static_cast<double>(left[j * left_stride + k]),
+                                           right[c * right_stride + k], total);
             }
             sums[j * sums_stride + c] += total;
         }
@@ -294,15 +300,24 @@ template <int right_block, class T>
 void products_columns(const T* left, std::int64_t left_stride, std::int64_t left_count,
                       const double* right, std::int64_t right_stride, std::int64_t count,
                       std::int64_t ahead, double* sums, std::int64_t sums_stride) {
-    std::int64_t j = 0;
-    for (; j + kLeftBlock <= left_count; j += kLeftBlock) {
-        products_block<kLeftBlock, right_block>(left + j * left_stride, left_stride, right,
-                                                right_stride, count, ahead, sums + j * sums_stride,
-                                                sums_stride);
-    }
-    for (; j < left_count; ++j) {
-        products_block<1, right_block>(left + j * left_stride, left_stride, right, right_stride,
-                                       count, ahead, sums + j * sums_stride, sums_stride);
+    for (std::int64_t j = 0; j < left_count; j += kLeftBlock) {
+        const auto block = [&](auto one_block) {
+            one_block(left + j * left_stride, left_stride, right, right_stride, count, ahead,
+                      sums + j * sums_stride, sums_stride);
+        };
+        switch (smaller(kLeftBlock, left_count - j)) {
+            case 1:
+                block(products_block<1, right_block, T>);
+                break;
+            case 2:
+                block(products_block<2, right_block, T>);
+                break;
+            case 3:
+                block(products_block<kLeftBlock == 4 ? 3 : 2, right_block, T>);
+                break;
+            default:
+                block(products_block<kLeftBlock, right_block, T>);
+        }
     }
 }
 
@@ -373,11 +388,16 @@ template <int output_block, class T>
 void combine_outputs(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t first,
                      std::int64_t count, const T* start, std::int64_t start_stride, T* out,
                      std::int64_t out_stride) {
-    constexpr int packs = 2;
+    // One output leaves registers for more neurons, which share the cost of finding the terms.
+    constexpr int packs = output_block == 1 ? 4 : 2;
     std::int64_t i = 0;
     for (; i + packs * kPack<T> <= count; i += packs * kPack<T>) {
         combine_block<packs, output_block>(terms, sets, outputs, first, i, start, start_stride, out,
                                            out_stride);
+    }
+    for (; i + kPack<T> <= count; i += kPack<T>) {
+        combine_block<1, output_block>(terms, sets, outputs, first, i, start, start_stride, out,
+                                       out_stride);
     }
     for (; i < count; ++i) {
         for (int c = 0; c < output_block; ++c) {
