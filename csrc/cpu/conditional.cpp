@@ -319,7 +319,7 @@ struct Pass {
         vector.products(h.tile_of(h.basis[side], layer, tile.index), stride, rank, wide, stride,
                         batch, count, ahead(tile), to.b);
         if (stopped_in_tile()) return;
-        vector.products(block.data, block.apart, batch, wide, stride, batch, count, 0, to.zz);
+        vector.gram(block.data, block.apart, wide, stride, batch, count, to.zz);
         if (!noise_is_asked(across) || stopped_in_tile()) return;
         const Columns noise = noise_of(layer, tile);
         draw(layer, tile, noise);
@@ -342,11 +342,22 @@ struct Pass {
         for (std::int64_t i = 0; i < count; ++i) combined[i] /= static_cast<double>(n);
     }
 
+    // The reductions of a layer over all neurons, from those of its chunks.
+    Products gather_products(const double* first, std::int64_t layer) const {
+        gather(first, h.slot_size, product_count(layer));
+        const Products to = products(combined, layer);
+        for (std::int64_t i = 0; i < batch; ++i) {
+            for (std::int64_t j = i + 1; j < batch; ++j) {
+                to.zz[i * batch + j] = to.zz[j * batch + i];
+            }
+        }
+        return to;
+    }
+
     // Everything the sweep of a layer needs, from the sums over all neurons.
     void solve(std::int64_t index) {
         const std::int64_t layer = layer_at(index);
-        gather(sums(index, 0), h.slot_size, product_count(layer));
-        bool settled = algebra.take_apart(layer, products(combined, layer));
+        bool settled = algebra.take_apart(layer, gather_products(sums(index, 0), layer));
         for (int round = 0; !settled && round < kMostRounds; ++round) {
             if (team.polls) monitor.poll();
             settled = refine(index);
@@ -365,9 +376,9 @@ struct Pass {
             for_tiles_of(chunk, [&](const Tile& tile) { subtract(layer, tile, to); });
         });
         if (sync_and_halt()) return true;
-        gather(sums(index + 1, 0), h.slot_size, product_count(layer));
+        const Products of_rest = gather_products(sums(index + 1, 0), layer);
         team.sync();
-        return algebra.take_rest_apart(layer, products(combined, layer));
+        return algebra.take_rest_apart(layer, of_rest);
     }
 
     // The sweep of refine().
@@ -387,7 +398,7 @@ struct Pass {
         widen(block, n, count, wide);
         vector.products(basis, stride, step.p, wide, stride, batch, count, 0, to.b);
         if (stopped_in_tile()) return;
-        vector.products(block, n, batch, wide, stride, batch, count, 0, to.zz);
+        vector.gram(block, n, wide, stride, batch, count, to.zz);
         if (!reused() || stopped_in_tile()) return;
         vector.products(h.tile_of(h.images[other()], layer, tile.index), stride, step.q, wide,
                         stride, batch, count, 0, to.s);

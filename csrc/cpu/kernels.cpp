@@ -321,29 +321,47 @@ void products_columns(const T* left, std::int64_t left_stride, std::int64_t left
     }
 }
 
+// For at most kRightBlock columns on the right.
+template <class T>
+void products_with(const T* left, std::int64_t left_stride, std::int64_t left_count,
+                   const double* right, std::int64_t right_stride, std::int64_t right_count,
+                   std::int64_t count, std::int64_t ahead, double* sums, std::int64_t sums_stride) {
+    const auto columns = [&](auto with_columns) {
+        with_columns(left, left_stride, left_count, right, right_stride, count, ahead, sums,
+                     sums_stride);
+    };
+    switch (right_count) {
+        case 1:
+            columns(products_columns<1, T>);
+            break;
+        case 2:
+            columns(products_columns<2, T>);
+            break;
+        case 3:
+            columns(products_columns<3, T>);
+            break;
+        default:
+            columns(products_columns<kRightBlock, T>);
+    }
+}
+
 template <class T>
 void products(const T* left, std::int64_t left_stride, std::int64_t left_count, const double* right,
               std::int64_t right_stride, std::int64_t right_count, std::int64_t count,
               std::int64_t ahead, double* sums) {
     for (std::int64_t c = 0; c < right_count; c += kRightBlock) {
-        const double* block = right + c * right_stride;
-        switch (smaller(kRightBlock, right_count - c)) {
-            case 1:
-                products_columns<1>(left, left_stride, left_count, block, right_stride, count,
-                                    ahead, sums + c, right_count);
-                break;
-            case 2:
-                products_columns<2>(left, left_stride, left_count, block, right_stride, count,
-                                    ahead, sums + c, right_count);
-                break;
-            case 3:
-                products_columns<3>(left, left_stride, left_count, block, right_stride, count,
-                                    ahead, sums + c, right_count);
-                break;
-            default:
-                products_columns<4>(left, left_stride, left_count, block, right_stride, count,
-                                    ahead, sums + c, right_count);
-        }
+        products_with(left, left_stride, left_count, right + c * right_stride, right_stride,
+                      smaller(kRightBlock, right_count - c), count, ahead, sums + c, right_count);
+    }
+}
+
+template <class T>
+void gram(const T* columns, std::int64_t stride, const double* wide, std::int64_t wide_stride,
+          std::int64_t column_count, std::int64_t count, double* sums) {
+    for (std::int64_t c = 0; c < column_count; c += kRightBlock) {
+        products_with(columns + c * stride, stride, column_count - c, wide + c * wide_stride,
+                      wide_stride, smaller(kRightBlock, column_count - c), count, 0,
+                      sums + c * column_count + c, column_count);
     }
 }
 
@@ -453,6 +471,7 @@ constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
                                           squared_distance<T>,
                                           widen<T>,
                                           products<T>,
+                                          gram<T>,
                                           combine<T>,
                                           kMostThinHere,
                                           kPack<T>,

@@ -58,6 +58,11 @@ struct VectorKernels {
     void (*products)(const T* left, std::int64_t left_stride, std::int64_t left_count,
                      const double* right, std::int64_t right_stride, std::int64_t right_count,
                      std::int64_t count, std::int64_t ahead, double* sums);
+    // The same of columns with themselves, which are also given in float64, where j >= c; elsewhere
+    // it is arbitrary.
+    void (*gram)(const T* columns, std::int64_t stride, const double* wide,
+                 std::int64_t wide_stride, std::int64_t column_count, std::int64_t count,
+                 double* sums);
     // out[c * out_stride + i] = start[c * start_stride + i]
     //                           + sum_j columns[j * stride + i] coefficients[j * outputs + c],
     // the sum over all terms of all sets in their order; without start if that is null. It may be
