@@ -1,5 +1,5 @@
-// The rates of this package's own kernels on numbers in the cache, for benchmarks/machine.py: called
-// over and over from here, since a call from Python takes as long as some thousand numbers.
+// The rates of this package's own kernels on numbers in the cache, for benchmarks/machine.py:
+// called over and over from here, since a call from Python takes as long as some thousand numbers.
 
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// The table of activations, and its functions on arrays.
+// The table of activations, and its functions on arrays; whether an array is finite.
 
 #include "bindings/arrays.hpp"
 #include "cpu/kernels.hpp"
@@ -21,6 +21,15 @@ void apply(int activation, bool derivative, const Array<T>& x, Array<T>& out) {
     (derivative ? vector.differentiate : vector.activate)(activation, in, x.size(), to);
 }
 
+template <class T>
+bool all_finite(const Array<T>& array) {
+    const auto& vector = kernels().of<T>();
+    const T* data = array.data();
+    const std::int64_t count = array.size();
+    const py::gil_scoped_release released;
+    return vector.all_finite(data, count);
+}
+
 }  // namespace
 
 void register_activations(py::module_& module) {
@@ -36,6 +45,8 @@ void register_activations(py::module_& module) {
                py::arg("x").noconvert(), py::arg("out").noconvert());
     module.def("apply_activation", &apply<double>, py::arg("activation"), py::arg("derivative"),
                py::arg("x").noconvert(), py::arg("out").noconvert());
+    module.def("all_finite", &all_finite<float>, py::arg("array").noconvert());
+    module.def("all_finite", &all_finite<double>, py::arg("array").noconvert());
 }
 
 }  // namespace nfd_fast::bindings

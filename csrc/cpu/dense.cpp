@@ -14,7 +14,7 @@ struct DenseHidden {
     T* hidden;
     T* backward_hidden;  // of the decoupled network
     T* activations;      // (2, B, padded n)
-    T* tiles;            // (members, 2, B, tile)
+    T* scratch;
 
     // One without a tile of its own would only wait at barriers.
     static int most_members(const Problem<T>& p) {
@@ -33,7 +33,7 @@ struct DenseHidden {
                          count);
         }
         arena.take(h.activations, 2 * batch * static_cast<double>(p.stack.padded_width()));
-        arena.take(h.tiles, members * 2 * batch * static_cast<double>(p.stack.tile()));
+        arena.take(h.scratch, static_cast<double>(scratch_size<T>(p.stack, members)));
         return h;
     }
 
@@ -72,7 +72,7 @@ struct DenseHidden {
                       gradient.step};
         }
         backward_layers(p.stack, p.decoupled ? backward_hidden : hidden, features, adjoints, update,
-                        tiles, bad, monitor, team);
+                        scratch, bad, monitor, team);
     }
 };
 

@@ -48,16 +48,20 @@ struct HiddenUpdate {
     bool replace = false;
 };
 
+// How many numbers the `scratch` of the following two holds for a team.
+template <class T>
+std::int64_t scratch_size(const LayerStack& stack, int members);
+
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
 // weights where they are reused), then moves the weights of each layer as soon as they have been
-// used. `scratch` holds 2 B tile() per team member. One barrier a layer: a member reads and
-// writes only its own columns of a matrix, so that no other can see it half updated.
+// used. One barrier a layer, or two where the matrices are also cut by rows: a member reads and
+// writes only its own part of a matrix, so that no other can see it half updated.
 template <class T>
 void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
                      AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,
                      FirstBadStep& bad, Monitor& monitor, Team team);
 
-// The update alone, from adjoints of all layers. `scratch` as above.
+// The update alone, from adjoints of all layers.
 template <class T>
 void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
                    const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team);

@@ -75,6 +75,7 @@ def initial_matrices(
 def apply_activation(
     activation: int, derivative: bool, x: NDArray[_Real], out: NDArray[_Real]
 ) -> None: ...
+def all_finite(array: NDArray[_Real]) -> bool: ...
 def gaussian_moments(
     activation: int,
     first: NDArray[np.float64],

@@ -96,6 +96,58 @@ def test_scalar_loops(implementation: ModuleType, name: str, skip: bool) -> None
         np.testing.assert_allclose(found, expected, rtol=0, atol=100 * eps * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("width", [1024, 1100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_matrices_cut_by_rows(batch: int, width: int, dtype: str) -> None:
+    """Few columns on wide layers, where a matrix is cut by rows and columns, against the reference.
+
+    A product of n terms of size w is rounded to within γ_n w ≤ n eps w at worst; here they are
+    random, and √n times less is usual: 20 eps of the largest entry, and as much for activations.
+    """
+    depth, beta, step = 2, 0.7, 0.3
+    h0, g_last, w = random_arrays(
+        batch, dtype, (batch, width), (batch, width), (depth, width, width)
+    )
+    weights = np.linspace(0.5, 1.5, batch)
+    options: dict[str, Any] = {"branch_factor": beta, "activation": "tanh"}
+    h = reference.residual_forward(h0, w, **options)
+    g = reference.residual_backward(g_last, h, w, **options)
+    moved = reference.sgd_update(w, h, g, weights, step=step, activation="tanh")
+    eps = np.finfo(dtype).eps
+    for threads in (1, 2, 3):
+        more = {**options, "threads": threads}
+        found = (
+            nfd_fast.kernels.residual_forward(h0, w, **more),
+            nfd_fast.kernels.residual_backward(g_last, h, w, **more),
+            updated(nfd_fast.kernels, w, h, g, weights, step=step, activation="tanh"),
+        )
+        for got, want in zip(found, (h, g, moved), strict=True):
+            assert np.abs(got - want).max() <= 40 * eps * np.abs(want).max()
+
+
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+def test_training_with_matrices_cut_by_rows(backward: str) -> None:
+    """Products and updates in one pass over the matrices, and not a bit from the threads.
+
+    float64: 3 updates through 2 layers move losses by rounding errors alone, 1e-12 of them.
+    """
+    net = nfd_fast.ResNet(width=1100, depth=2, inputs=3)
+    x, y = random_arrays(0, "float64", (2, 3), (2,))
+    batches = np.tile([0, 1], (3, 1))
+    options: dict[str, Any] = {"batches": batches, "dtype": "float64", "backward": backward}
+    sgd = nfd_fast.SGD(0.3)
+    runs = [
+        nfd_fast.train(net, sgd, x, y, engine="dense", threads=threads, **options)
+        for threads in (1, 2, 5)
+    ]
+    expected = reference.train(net, sgd, x, y, **options)
+    np.testing.assert_allclose(runs[0].losses, expected.losses, rtol=1e-12)
+    for run in runs[1:]:
+        assert np.array_equal(run.losses, runs[0].losses)
+        assert np.array_equal(run.outputs, runs[0].outputs)
+
+
 @given(**sizes)
 def test_backward_is_the_adjoint_of_the_tangent(
     implementation: ModuleType,
