@@ -21,6 +21,7 @@ from nfd_fast.problem import (
     batch_indices,
     checked_seeds,
     given_weights,
+    require_finite_hidden,
 )
 from nfd_fast.results import Run
 from nfd_fast.threads import thread_count
@@ -345,6 +346,8 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     )
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])
+        if update == 0 and _QUANTITIES[quantity] == "features":
+            require_finite_hidden(problem.weights)
         if problem.start is not None:
             update += problem.start.updates
         raise DivergenceError(update, layer, _QUANTITIES[quantity], problem.seeds[failed[0]], run)

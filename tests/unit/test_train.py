@@ -134,9 +134,13 @@ def test_explicit_weights_are_checked() -> None:
     with pytest.raises(ValueError, match=re.escape("weights.hidden must be writeable")):
         train(weights=weights, overwrite_weights=True)
     weights.hidden.flags.writeable = True
-    weights.hidden[1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match=re.escape("weights.hidden must be finite in float32")):
-        train(weights=weights)
+    for number in (np.nan, np.inf):
+        weights.hidden[1, 2, 3] = number
+        before = weights.hidden.copy()
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"weights.hidden must be finite .*\(1, 2, 3\)"):
+                train(weights=weights, overwrite_weights=overwrite)
+        assert np.array_equal(weights.hidden, before, equal_nan=True)
 
 
 def test_too_little_memory_is_said_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
