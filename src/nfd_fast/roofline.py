@@ -72,8 +72,12 @@ def figure(report: Report) -> Figure:
     for library, rate in limits["sgemm"].items():
         label = f"sgemm of {library}: {rate / 1e9:.0f} GFLOP/s"
         axes.axhline(rate, color="0.6", linewidth=1, linestyle=":", label=label)
-    for timing, intensity in zip(points, intensities, strict=True):
-        axes.plot(intensity, timing.extra["operations"] / timing.median, "o", label=timing.name)
+    # A marker for each workload, a colour for each size: there are more points than colours.
+    workloads = list(dict.fromkeys(timing.name.partition("[")[0] for timing in points))
+    for i, (timing, intensity) in enumerate(zip(points, intensities, strict=True)):
+        marker = "os^DvPX*"[workloads.index(timing.name.partition("[")[0]) % 8]
+        rate = timing.extra["operations"] / timing.median
+        axes.plot(intensity, rate, marker, color=f"C{i % 10}", label=timing.name)
     axes.set(
         xscale="log",
         yscale="log",
