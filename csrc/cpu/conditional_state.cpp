@@ -8,10 +8,10 @@
 namespace nfd_fast {
 namespace {
 
-// Most neurons per tile. A tile holds all columns of one array of a layer, neuron-contiguous: a sweep
-// then reads a few long runs instead of one stream per column, which the prefetchers cannot follow,
-// and asks for the next tile as it goes. Half as large, the ends of the runs take a twentieth longer
-// at B = 4 and a tenth at B = 1.
+// Most neurons per tile. A tile holds all columns of one array of a layer, neuron-contiguous: a
+// sweep then reads a few long runs instead of one stream per column, which the prefetchers cannot
+// follow, and asks for the next tile as it goes. Half as large, the ends of the runs take a
+// twentieth longer at B = 4 and a tenth at B = 1.
 constexpr std::int64_t kTile = 1024;
 
 // Most chunks of a reduction. A chunk's neurons depend on the width alone, which fixes the shape of
@@ -25,7 +25,8 @@ void ConditionalState<T>::lay_out(const Problem<T>& p, Arena& arena) {
     const std::int64_t width = p.stack.width, batch = p.stack.batch;
     capacity = std::min((p.first_update + p.updates) * batch, width);
     tiles = (width + kTile - 1) / kTile;
-    tile_width = ((width + tiles - 1) / tiles + 15) / 16 * 16;  // alike, so that little is filled up
+    tile_width =
+        ((width + tiles - 1) / tiles + 15) / 16 * 16;  // alike, so that little is filled up
     tiles_per_chunk = (tiles + kMostChunks - 1) / kMostChunks;
     chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk;
 
@@ -68,9 +69,11 @@ void ConditionalState<T>::transfer(const Problem<T>& p, StateStream& stream) {
             if (rank < 0 || rank > capacity || across < 0 || across > capacity) {
                 throw std::invalid_argument("a rank is out of range");
             }
-            for (std::int64_t tile = 0; tile < tiles; ++tile) {
-                const std::int64_t count = std::min(tile_width, p.stack.width - tile * tile_width);
-                for (std::int64_t j = 0; j < rank; ++j) {
+            // Column by column, whatever the tiles are: a file outlives their size.
+            for (std::int64_t j = 0; j < rank; ++j) {
+                for (std::int64_t tile = 0; tile < tiles; ++tile) {
+                    const std::int64_t count =
+                        std::min(tile_width, p.stack.width - tile * tile_width);
                     stream.numbers(first ? "features" : "adjoints",
                                    tile_of(basis[side], layer, tile) + j * tile_width, count);
                     stream.numbers(first ? "feature_images" : "adjoint_images",

@@ -313,7 +313,7 @@ void products_columns(const T* left, std::int64_t left_stride, std::int64_t left
                 block(products_block<2, right_block, T>);
                 break;
             case 3:
-                block(products_block<kLeftBlock == 4 ? 3 : 2, right_block, T>);
+                block(products_block < kLeftBlock == 4 ? 3 : 2, right_block, T >);
                 break;
             default:
                 block(products_block<kLeftBlock, right_block, T>);

@@ -28,27 +28,28 @@ bool is_thin(const LayerStack& stack) {
 struct Parts {
     std::int64_t columns, rows;             // of a part
     std::int64_t column_parts, row_blocks;  // how many of each there are
+    bool cut;  // by other columns than tile(): who finishes a column is not who began it
 };
 
 // A pass over a matrix that does not stay in the cache is as fast as the runs of it that it reads
 // are long: at n = 2048 and B = 1 runs of 1024 numbers pass 1.6 times as fast as runs of 128. So
-// few columns keep as long runs as leave room in the cache for what is made of them, and rows are
-// cut, where else there would be few parts for many processors.
+// few columns keep as long runs as leave room in the cache for what is made of them, all alike,
+// and rows are cut, where else there would be few parts for many processors.
 template <class T>
 Parts parts_of(const LayerStack& stack) {
-    constexpr std::int64_t wide = 1024, longest = 1024, cached = 4096, enough = 16;
+    constexpr std::int64_t wide = 1024, longest = 1024, cached = 4096, enough = 32, fewest = 64;
     const std::int64_t n = stack.width, tile = stack.tile();
-    std::int64_t columns = tile, row_blocks = 1;
-    if (is_thin<T>(stack) && n >= wide) {
-        columns = std::clamp(cached / std::max<std::int64_t>(stack.batch, 1) / tile * tile, tile,
-                             longest);
-        const std::int64_t column_parts = (n + columns - 1) / columns;
-        if (columns > tile) row_blocks = (enough + column_parts - 1) / column_parts;
-    }
-    // Whole groups of rows, as the products take them; also where there is none.
-    const std::int64_t rows =
-        std::max<std::int64_t>((n + row_blocks - 1) / row_blocks + 15, 16) / 16 * 16;
-    return {columns, rows, (n + columns - 1) / columns, (n + rows - 1) / rows};
+    const std::int64_t most = std::min(cached / std::max<std::int64_t>(stack.batch, 1), longest);
+    const bool cut = is_thin<T>(stack) && n >= wide && most >= 2 * tile;
+    const auto in_parts = [n](std::int64_t count) {  // whole packs, and groups of rows
+        return std::max<std::int64_t>((n + count - 1) / count + 15, 16) / 16 * 16;
+    };
+    const std::int64_t column_parts = cut ? (n + most - 1) / most : (n + tile - 1) / tile;
+    const std::int64_t columns = cut ? in_parts(column_parts) : tile;
+    const std::int64_t row_blocks =
+        cut ? std::min((enough + column_parts - 1) / column_parts, n / fewest) : 1;
+    const std::int64_t rows = in_parts(row_blocks);
+    return {columns, rows, (n + columns - 1) / columns, (n + rows - 1) / rows, cut};
 }
 
 // phi of the neurons [first, first + count) of one layer, for the whole batch, in the layout that
@@ -268,7 +269,7 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
         };
 
         for_parts(stack, parts, team, monitor, multiply_and_update);
-        if (parts.columns > stack.tile()) team.sync();  // else a member finishes what it began
+        if (parts.cut) team.sync();
         team.for_tiles(n, stack.tile(), finish);
         team.sync();
     }

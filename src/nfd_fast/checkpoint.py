@@ -25,7 +25,7 @@ from nfd_fast.arguments import DTypeName
 from nfd_fast.model import BACKWARDS, SGD, ResNet
 
 FORMAT = "nfd_fast run"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

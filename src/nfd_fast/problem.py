@@ -164,7 +164,7 @@ def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
 
 
 def require_finite_hidden(weights: Weights | None) -> None:
-    """Raise ValueError if features are not finite because given weights are not."""
+    """Raise ValueError if a first pass has not stayed finite because given weights are not."""
     if weights is not None:
         hidden = weights.hidden
         arguments.finite_array("weights.hidden", hidden, hidden.shape, hidden.dtype)
@@ -188,6 +188,7 @@ def given_weights(
             )
         shapes["backward_hidden"] = square
     checked: dict[str, NDArray[Any]] = {}
+    scale = net.branch_factor / math.sqrt(net.width)
     for name, shape in shapes.items():
         given = getattr(weights, name)
         read = outputs.in_place if overwrite else arguments.as_array
@@ -198,7 +199,9 @@ def given_weights(
             )
         # The largest is read by the first pass, which stops at what isn't finite: see
         # `require_finite_hidden`. Reading it here too would be half as much again for one update.
-        check = arguments.float_array if name == "hidden" else arguments.finite_array
+        # A pass that multiplies by 0 need not read it.
+        read_by_pass = name == "hidden" and np.dtype(dtype).type(scale) > 0
+        check = arguments.float_array if read_by_pass else arguments.finite_array
         checked[name] = check(f"weights.{name}", array, shape, np.dtype(dtype))
     if overwrite:
         arrays = list(checked.items())

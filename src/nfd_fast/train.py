@@ -346,7 +346,7 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     )
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])
-        if update == 0 and _QUANTITIES[quantity] == "features":
+        if update == 0:
             require_finite_hidden(problem.weights)
         if problem.start is not None:
             update += problem.start.updates

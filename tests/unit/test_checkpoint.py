@@ -38,6 +38,27 @@ def options(engine: str, backward: str, dtype: str) -> dict[str, Any]:
     return {"engine": engine, "backward": backward, "dtype": dtype, "record": record, "seed": 3}
 
 
+def test_columns_lie_whole_in_a_file(tmp_path: Path) -> None:
+    """Whatever tiles a sweep takes, at this width several: what is saved is read by other builds.
+
+    A basis is orthonormal under the mean over neurons; two columns cut and mixed would share much.
+    """
+    width = 2500
+    net = nfd.ResNet(width=width, depth=2, inputs=5)
+    run = nfd.train(
+        net, nfd.SGD(0.4), X, Y[:, 0], batches=[[0, 1], [2, 3]],
+        engine="conditional", dtype="float64", keep_state=True,
+    )  # fmt: skip
+    run.save(tmp_path / "run")
+    arrays = checkpoint.read(tmp_path / "run").arrays
+    for side in ("feature", "adjoint"):
+        ranks = arrays[f"{side}_ranks"]
+        assert ranks.max() == 4
+        layers = np.split(arrays[f"{side}s"].reshape(-1, width), np.cumsum(ranks)[:-1])
+        for columns, rank in zip(layers, ranks, strict=True):
+            np.testing.assert_allclose(columns @ columns.T / width, np.eye(rank), atol=1e-12)
+
+
 @pytest.mark.parametrize("engine", ["dense", "conditional"])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -141,6 +141,12 @@ def test_explicit_weights_are_checked() -> None:
             with pytest.raises(ValueError, match=r"weights.hidden must be finite .*\(1, 2, 3\)"):
                 train(weights=weights, overwrite_weights=overwrite)
         assert np.array_equal(weights.hidden, before, equal_nan=True)
+    # A branch so small that nothing is multiplied.
+    flat = nfd.ResNet(
+        width=weights.hidden.shape[1], depth=len(weights.hidden), inputs=3, horizon=1e-100
+    )
+    with pytest.raises(ValueError, match=r"weights.hidden must be finite"):
+        train(net=flat, weights=weights)
 
 
 def test_too_little_memory_is_said_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
