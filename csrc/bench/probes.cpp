@@ -5,13 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bench/probe.hpp"
 #include "cpu/lanes.hpp"
-
-#if defined(_WIN32)
-#define NFD_FAST_PROBE extern "C" __declspec(dllexport)
-#else
-#define NFD_FAST_PROBE extern "C" __attribute__((visibility("default")))
-#endif
 
 // probe_read_avx2 and its like.
 #define NFD_FAST_JOIN_(name, target) probe_##name##_##target

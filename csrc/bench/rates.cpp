@@ -3,14 +3,9 @@
 
 #include <cstdint>
 
+#include "bench/probe.hpp"
 #include "cpu/kernels.hpp"
 #include "nfd_fast/activations.hpp"
-
-#if defined(_WIN32)
-#define NFD_FAST_PROBE extern "C" __declspec(dllexport)
-#else
-#define NFD_FAST_PROBE extern "C" __attribute__((visibility("default")))
-#endif
 
 using namespace nfd_fast;
 

@@ -37,7 +37,7 @@ void random_words(NoiseAddress address, std::uint32_t c0, std::uint32_t c2, std:
     static_assert(kBlocks % step == 0, "whole registers only");
     // Counted on in registers: lanes written one by one and then read as one register would keep
     // the loop waiting for the store buffer half of its time.
-    Lanes run = consecutive_lanes(0);
+    Lanes run = lane_indices();
     for (std::int64_t j = 0; j < blocks; j += step) {
         PhiloxCounter<Lanes> counters[chains];
         for (int chain = 0; chain < chains; ++chain, run += kLanes) {
@@ -296,53 +296,20 @@ void products_block(const T* left, std::int64_t left_stride, const double* right
     }
 }
 
-template <int right_block, class T>
-void products_columns(const T* left, std::int64_t left_stride, std::int64_t left_count,
-                      const double* right, std::int64_t right_stride, std::int64_t count,
-                      std::int64_t ahead, double* sums, std::int64_t sums_stride) {
-    for (std::int64_t j = 0; j < left_count; j += kLeftBlock) {
-        const auto block = [&](auto one_block) {
-            one_block(left + j * left_stride, left_stride, right, right_stride, count, ahead,
-                      sums + j * sums_stride, sums_stride);
-        };
-        switch (smaller(kLeftBlock, left_count - j)) {
-            case 1:
-                block(products_block<1, right_block, T>);
-                break;
-            case 2:
-                block(products_block<2, right_block, T>);
-                break;
-            case 3:
-                block(products_block < kLeftBlock == 4 ? 3 : 2, right_block, T >);
-                break;
-            default:
-                block(products_block<kLeftBlock, right_block, T>);
-        }
-    }
-}
-
 // For at most kRightBlock columns on the right.
 template <class T>
 void products_with(const T* left, std::int64_t left_stride, std::int64_t left_count,
                    const double* right, std::int64_t right_stride, std::int64_t right_count,
                    std::int64_t count, std::int64_t ahead, double* sums, std::int64_t sums_stride) {
-    const auto columns = [&](auto with_columns) {
-        with_columns(left, left_stride, left_count, right, right_stride, count, ahead, sums,
-                     sums_stride);
-    };
-    switch (right_count) {
-        case 1:
-            columns(products_columns<1, T>);
-            break;
-        case 2:
-            columns(products_columns<2, T>);
-            break;
-        case 3:
-            columns(products_columns<3, T>);
-            break;
-        default:
-            columns(products_columns<kRightBlock, T>);
-    }
+    with_constant<kRightBlock>(right_count, [&](auto right_block) {
+        for (std::int64_t j = 0; j < left_count; j += kLeftBlock) {
+            with_constant<kLeftBlock>(smaller(kLeftBlock, left_count - j), [&](auto left_block) {
+                products_block<decltype(left_block)::value, decltype(right_block)::value>(
+                    left + j * left_stride, left_stride, right, right_stride, count, ahead,
+                    sums + j * sums_stride, sums_stride);
+            });
+        }
+    });
 }
 
 template <class T>
@@ -435,25 +402,13 @@ void combine_outputs(const Terms<T>* terms, int sets, std::int64_t outputs, std:
 template <class T>
 void combine(const Terms<T>* terms, int sets, std::int64_t outputs, std::int64_t count,
              const T* start, std::int64_t start_stride, T* out, std::int64_t out_stride) {
-    for (std::int64_t first = 0; first < outputs; first += 4) {
-        const auto block = [&](auto one_block) {
-            one_block(terms, sets, outputs, first, count,
-                      start ? start + first * start_stride : nullptr, start_stride,
-                      out + first * out_stride, out_stride);
-        };
-        switch (smaller(4, outputs - first)) {
-            case 1:
-                block(combine_outputs<1, T>);
-                break;
-            case 2:
-                block(combine_outputs<2, T>);
-                break;
-            case 3:
-                block(combine_outputs<3, T>);
-                break;
-            default:
-                block(combine_outputs<4, T>);
-        }
+    constexpr int block = 4;
+    for (std::int64_t first = 0; first < outputs; first += block) {
+        with_constant<block>(smaller(block, outputs - first), [&](auto output_block) {
+            combine_outputs<decltype(output_block)::value>(
+                terms, sets, outputs, first, count, start ? start + first * start_stride : nullptr,
+                start_stride, out + first * out_stride, out_stride);
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "nfd_fast/philox.hpp"
@@ -46,15 +47,29 @@ using Lanes = std::uint64_t;
 
 constexpr int kLanes = sizeof(Lanes) / sizeof(std::uint64_t);
 
-// first, first + 1, ..., one per lane.
-static inline Lanes consecutive_lanes(std::uint64_t first) {
+// 0, 1, 2, ..., one per lane.
+static inline Lanes lane_indices() {
     std::uint64_t values[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-        values[lane] = first + static_cast<std::uint64_t>(lane);
-    }
+    for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<std::uint64_t>(lane);
     Lanes lanes;
     __builtin_memcpy(&lanes, values, sizeof(lanes));
     return lanes;
+}
+
+// Calls f with `count`, from 1 to `most` <= 4, as a constant.
+template <int most, class F>
+NFD_FAST_INLINE void with_constant(std::int64_t count, F f) {
+    static_assert(most <= 4, "as many cases");
+    if constexpr (most >= 2) {
+        if (count == 2) return f(std::integral_constant<int, 2>{});
+    }
+    if constexpr (most >= 3) {
+        if (count == 3) return f(std::integral_constant<int, 3>{});
+    }
+    if constexpr (most >= 4) {
+        if (count == 4) return f(std::integral_constant<int, 4>{});
+    }
+    f(std::integral_constant<int, 1>{});
 }
 
 // `count` numbers side by side. Compilers without vector types get packs of one.

@@ -147,10 +147,7 @@ struct ProductStore {
     }
 };
 
-template <class T>
-std::int64_t product_size(const LayerStack& stack) {
-    return stack.batch * stack.padded_width();
-}
+std::int64_t product_size(const LayerStack& stack) { return stack.batch * stack.padded_width(); }
 
 // Calls f(part) for this member's parts of a matrix.
 template <class F>
@@ -199,7 +196,7 @@ void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* ac
 template <class T>
 std::int64_t scratch_size(const LayerStack& stack, int members) {
     const Parts parts = parts_of<T>(stack);
-    return parts.row_blocks * product_size<T>(stack) + members * stack.batch * parts.columns;
+    return parts.row_blocks * product_size(stack) + members * stack.batch * parts.columns;
 }
 
 template <class T>
@@ -210,7 +207,7 @@ void backward_layers(const LayerStack& stack, const T* backward_hidden, const T*
     const std::int64_t n = stack.width, batch = stack.batch;
     const bool thin = is_thin<T>(stack);
     const Parts parts = parts_of<T>(stack);
-    const ProductStore<T> products{scratch, product_size<T>(stack)};
+    const ProductStore<T> products{scratch, product_size(stack)};
     T* weighted = scratch + parts.row_blocks * products.block + team.rank * batch * parts.columns;
     for (std::int64_t l = stack.depth; l >= 1; --l) {
         const T* above = adjoints.layer(stack, l);

@@ -60,17 +60,9 @@ void unpack_column(const T* packed, std::int64_t batch, std::int64_t count, T* c
 // Calls f with the number of columns as a constant, for each run of at most kThinColumns of them.
 template <class F>
 void for_column_runs(std::int64_t batch, F f) {
-    std::int64_t b = 0;
-    for (; b + 4 <= batch; b += 4) f(b, std::integral_constant<int, 4>{});
-    switch (batch - b) {
-        case 1:
-            return f(b, std::integral_constant<int, 1>{});
-        case 2:
-            return f(b, std::integral_constant<int, 2>{});
-        case 3:
-            return f(b, std::integral_constant<int, 3>{});
-        default:
-            return;
+    for (std::int64_t b = 0; b < batch; b += kThinColumns) {
+        with_constant<kThinColumns>(batch - b < kThinColumns ? batch - b : kThinColumns,
+                                    [&](auto columns) { f(b, columns); });
     }
 }
 
