@@ -1,6 +1,7 @@
 // The dense engine: weight matrices are stored (DESIGN 1).
 
-#include <limits>
+#include <algorithm>
+#include <cmath>
 
 #include "cpu/replica.hpp"
 
@@ -13,26 +14,26 @@ struct DenseHidden {
 
     T* hidden;
     T* backward_hidden;  // of the decoupled network
-    T* activations;      // (2, B, padded n)
     T* scratch;
 
-    // One without a tile of its own would only wait at barriers.
+    // One without a tile of its own, or with less work in a layer than it takes to meet the
+    // others, would only wait at barriers.
     static int most_members(const Problem<T>& p) {
-        const std::int64_t tiles = (p.stack.width + p.stack.tile() - 1) / p.stack.tile();
-        return static_cast<int>(std::min<std::int64_t>(tiles, std::numeric_limits<int>::max()));
+        constexpr double least = 1 << 18;  // multiply-adds, and what reading a number costs
+        const double n = static_cast<double>(p.stack.width);
+        const double work = n * n * (static_cast<double>(p.stack.batch) + 3) / least;
+        return static_cast<int>(std::clamp(work, 1.0, std::ceil(n / 32)));
     }
 
     static DenseHidden lay_out(const Problem<T>& p, Arena& arena, int members) {
         DenseHidden h{};
         const double n = static_cast<double>(p.stack.width);
-        const double batch = static_cast<double>(p.stack.batch);
         const double count = static_cast<double>(p.stack.depth) * n * n;
         take_weights(p, arena, h.hidden, p.given.hidden, p.train_hidden, count);
         if (p.decoupled) {
             take_weights(p, arena, h.backward_hidden, p.given.backward_hidden, p.train_hidden,
                          count);
         }
-        arena.take(h.activations, 2 * batch * static_cast<double>(p.stack.padded_width()));
         arena.take(h.scratch, static_cast<double>(scratch_size<T>(p.stack, members)));
         return h;
     }
@@ -60,7 +61,7 @@ struct DenseHidden {
 
     void forward(const Problem<T>& p, std::int64_t, std::int64_t, T* features, FirstBadStep& bad,
                  Monitor& monitor, Team team) {
-        forward_layers(p.stack, hidden, features, activations, bad, monitor, team);
+        forward_layers(p.stack, hidden, features, scratch, bad, monitor, team);
     }
 
     void backward(const Problem<T>& p, std::int64_t, std::int64_t, const T* features,

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/block_products.hpp"
 #include "cpu/lanes.hpp"
 #include "cpu/thin_products.hpp"
 #include "nfd_fast/activations.hpp"
@@ -433,7 +434,11 @@ constexpr VectorKernels<T> kVectorKernels{normal_neurons<T>,
                                           pack_column<T>,
                                           unpack_column<T>,
                                           thin_forward<T>,
-                                          thin_backward<T>};
+                                          thin_backward<T>,
+                                          kMostBlockedHere,
+                                          kPanel<T>,
+                                          kMostBlockedHere > 0 ? multiply<T> : nullptr,
+                                          kMostBlockedHere > 0 ? transpose<T> : nullptr};
 
 }  // namespace
 

@@ -13,7 +13,7 @@
 namespace nfd_fast {
 
 // The most columns that any instruction set's thin products (below) take.
-constexpr std::int64_t kMostThin = 24;
+constexpr std::int64_t kMostThin = 12;
 
 // Columns, `stride` numbers from one to the next, and how much of each goes into each output.
 template <class T>
@@ -22,6 +22,25 @@ struct Terms {
     std::int64_t stride, count;
     const T* coefficients;  // (count, outputs)
     std::int64_t ahead;     // see VectorKernels::products
+};
+
+// c[r * c_stride + j] += sum_k a[r * a_row + k * a_step] b[k * b_stride + j], `inner` terms each.
+template <class T>
+struct MatrixProduct {
+    const T* a;
+    std::int64_t a_row, a_step;
+    const T* b;
+    std::int64_t b_stride;
+    T* c;
+    std::int64_t c_stride;
+    std::int64_t rows, columns, inner;
+};
+
+// A part of a matrix that will be wanted soon. It is never read, and may lie anywhere.
+template <class T>
+struct Ahead {
+    const T* at = nullptr;
+    std::int64_t stride = 0, rows = 0, columns = 0;
 };
 
 // `activation` arguments are the Activation enumerators as int: an enum of an ISA's own namespace
@@ -90,6 +109,16 @@ struct VectorKernels {
     void (*thin_backward)(T* matrix, std::int64_t stride, std::int64_t rows, std::int64_t count,
                           const T* factors, std::int64_t factors_stride, std::int64_t batch,
                           const T* weighted, T* product);
+
+    // Larger products, without a copy of an operand: block_products.hpp. For a batch of at most
+    // `most_blocked` columns they are faster than the BLAS library; where that is 0 there are none.
+    // b is best cut into panels of `panel` columns.
+    std::int64_t most_blocked;
+    std::int64_t panel;
+    void (*multiply)(const MatrixProduct<T>&, const Ahead<T>&);
+    // to[c * to_stride + r] = from[r * from_stride + c].
+    void (*transpose)(const T* from, std::int64_t from_stride, std::int64_t rows,
+                      std::int64_t columns, T* to, std::int64_t to_stride);
 };
 
 struct KernelTable {

@@ -56,20 +56,13 @@ static inline Lanes lane_indices() {
     return lanes;
 }
 
-// Calls f with `count`, from 1 to `most` <= 4, as a constant.
+// Calls f with `count`, from 1 to `most`, as a constant.
 template <int most, class F>
 NFD_FAST_INLINE void with_constant(std::int64_t count, F f) {
-    static_assert(most <= 4, "as many cases");
-    if constexpr (most >= 2) {
-        if (count == 2) return f(std::integral_constant<int, 2>{});
+    if constexpr (most > 1) {
+        if (count < most) return with_constant<most - 1>(count, f);
     }
-    if constexpr (most >= 3) {
-        if (count == 3) return f(std::integral_constant<int, 3>{});
-    }
-    if constexpr (most >= 4) {
-        if (count == 4) return f(std::integral_constant<int, 4>{});
-    }
-    f(std::integral_constant<int, 1>{});
+    f(std::integral_constant<int, most>{});
 }
 
 // `count` numbers side by side. Compilers without vector types get packs of one.

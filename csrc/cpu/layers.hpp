@@ -29,11 +29,14 @@ class FirstBadStep {
     std::atomic<std::int64_t> step_{kNone};
 };
 
-// Fills features 1 ... L from features 0. `activations` is scratch of 2 B padded_width(). One
-// barrier a layer. All members of the team call it; the results are complete when it returns on
-// every one.
+// How many numbers the `scratch` of the following holds for a team.
 template <class T>
-void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* activations,
+std::int64_t scratch_size(const LayerStack& stack, int members);
+
+// Fills features 1 ... L from features 0. One barrier a layer. All members of the team call it; the
+// results are complete when it returns on every one.
+template <class T>
+void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* scratch,
                     FirstBadStep& bad, Monitor& monitor, Team team);
 
 // One SGD step of the hidden weights: W_l -= step/sqrt(n) sum_b w_b G_l[b] phi(H_{l-1}[b])^T, with
@@ -47,10 +50,6 @@ struct HiddenUpdate {
     // In update_layers: the matrices become their step, they are written and not read.
     bool replace = false;
 };
-
-// How many numbers the `scratch` of the following two holds for a team.
-template <class T>
-std::int64_t scratch_size(const LayerStack& stack, int members);
 
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
 // weights where they are reused), then moves the weights of each layer as soon as they have been

@@ -21,9 +21,9 @@ namespace {
 constexpr int kForwardRows = kLanes == 8 ? 4 : 3;
 constexpr int kBackwardRows = kLanes == 8 ? 4 : 2;
 constexpr int kThinColumns = 4;
-// Beyond this many columns the products are bound by arithmetic, which BLAS does better. Measured
-// at widths 512 ... 4096.
-constexpr std::int64_t kMostThinHere = kLanes == 8 ? kMostThin : kLanes == 4 ? 8 : 4;
+// Beyond this many columns the products are bound by arithmetic, which those of block_products.hpp
+// do better, or a BLAS library. Measured at widths 256 ... 4096.
+constexpr std::int64_t kMostThinHere = kLanes >= 4 ? kMostThin : 4;
 // How far ahead in a row memory is asked for, in numbers.
 template <class T>
 constexpr std::int64_t kRowAhead = 1024 / static_cast<std::int64_t>(sizeof(T));

@@ -96,11 +96,11 @@ def test_scalar_loops(implementation: ModuleType, name: str, skip: bool) -> None
         np.testing.assert_allclose(found, expected, rtol=0, atol=100 * eps * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 14, 33])
 @pytest.mark.parametrize("width", [1024, 1100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_matrices_cut_by_rows(batch: int, width: int, dtype: str) -> None:
-    """Few columns on wide layers, where a matrix is cut by rows and columns, against the reference.
+    """On wide layers a matrix is cut by rows, and by columns for many threads: the reference again.
 
     A product of n terms of size w is rounded to within γ_n w ≤ n eps w at worst; here they are
     random, and √n times less is usual: 20 eps of the largest entry, and as much for activations.
@@ -126,15 +126,16 @@ def test_matrices_cut_by_rows(batch: int, width: int, dtype: str) -> None:
             assert np.abs(got - want).max() <= 40 * eps * np.abs(want).max()
 
 
+@pytest.mark.parametrize("batch", [2, 20])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
-def test_training_with_matrices_cut_by_rows(backward: str) -> None:
+def test_training_with_matrices_cut_by_rows(backward: str, batch: int) -> None:
     """Products and updates in one pass over the matrices, and not a bit from the threads.
 
     float64: 3 updates through 2 layers move losses by rounding errors alone, 1e-12 of them.
     """
     net = nfd_fast.ResNet(width=1100, depth=2, inputs=3)
-    x, y = random_arrays(0, "float64", (2, 3), (2,))
-    batches = np.tile([0, 1], (3, 1))
+    x, y = random_arrays(0, "float64", (batch, 3), (batch,))
+    batches = np.tile(np.arange(batch), (3, 1))
     options: dict[str, Any] = {"batches": batches, "dtype": "float64", "backward": backward}
     sgd = nfd_fast.SGD(0.3)
     runs = [
@@ -234,7 +235,7 @@ def test_neurons_can_be_permuted(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 9, 12, 23, 24, 25, 40])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 12, 13, 16, 40, 70, 1025])
 @pytest.mark.parametrize("width", [1, 15, 128, 257, 1030])
 def test_kernels_on_batches_of_every_kind(width: int, batch: int, dtype: str) -> None:
     """Kernels and reference agree for few columns and many (each has its own products).

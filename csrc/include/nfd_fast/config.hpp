@@ -35,6 +35,13 @@
 #define NFD_FAST_INLINE NFD_FAST_HD inline __attribute__((always_inline))
 #endif
 
+/// Never inlined: a loop that needs all registers for itself.
+#if defined(_MSC_VER)
+#define NFD_FAST_NOINLINE __declspec(noinline)
+#else
+#define NFD_FAST_NOINLINE __attribute__((noinline))
+#endif
+
 /// A loop of constant length that must become straight-line code to stay in registers.
 #if defined(__CUDACC__) || defined(__clang__)
 #define NFD_FAST_UNROLL _Pragma("unroll")
