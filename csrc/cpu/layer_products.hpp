@@ -216,25 +216,27 @@ class WideProducts {
         if (!parts_.cut()) return one;
         std::copy_n(one, count, row);
         for (std::int64_t block = 1; block < parts_.row_blocks; ++block) {
-            vector_.axpy(T(1), one + block * s_.layer_size(), count, row);
+            vector_.axpy(T(1), one + block * wide_size(s_), count, row);
         }
         return row;
     }
 
   protected:
+    static std::int64_t wide_size(const LayerStack& stack) { return stack.batch * stack.width; }
+
     // Of weighted activations: rows a multiple of 4 KiB apart would fall on the same lines of the
     // cache.
     static std::int64_t stride_of(const LayerStack& stack) { return stack.width + 16; }
 
     static std::int64_t backward_scratch(const LayerStack& stack, std::int64_t row_blocks) {
-        return row_blocks * stack.layer_size() + stack.batch * stride_of(stack);
+        return row_blocks * wide_size(stack) + stack.batch * stride_of(stack);
     }
 
     WideProducts(const LayerStack& stack, T* scratch, const Parts& parts)
         : s_(stack),
           parts_(parts),
           scratch_(scratch),
-          weighted_(scratch + parts.row_blocks * stack.layer_size()) {}
+          weighted_(scratch + parts.row_blocks * wide_size(stack)) {}
 
     const VectorKernels<T>& vector_ = kernels().of<T>();
     const LayerStack& s_;
@@ -310,7 +312,7 @@ class BlockedProducts : public WideProducts<T> {
     }
 
     void backward(const T* adjoints, Part part, T* matrix, bool moves) const {
-        T* product = scratch_ + part.row / parts_.rows * s_.layer_size() + part.first;
+        T* product = scratch_ + part.row / parts_.rows * Base::wide_size(s_) + part.first;
         for (std::int64_t b = 0; b < s_.batch; ++b) {
             std::fill_n(product + b * s_.width, part.count, T(0));
         }
@@ -377,7 +379,7 @@ template <class T>
 class LibraryProducts : public WideProducts<T> {
   public:
     static std::int64_t scratch_size(const LayerStack& stack, int) {
-        return std::max(2 * stack.layer_size(), Base::backward_scratch(stack, 1));
+        return std::max(2 * Base::wide_size(stack), Base::backward_scratch(stack, 1));
     }
 
     LibraryProducts(const LayerStack& stack, T* scratch, Team)
@@ -389,7 +391,7 @@ class LibraryProducts : public WideProducts<T> {
         for (std::int64_t b = 0; b < s_.batch; ++b) {
             const std::int64_t at = b * s_.width + first;
             vector_.activate(s_.activation, features + at, count,
-                             scratch_ + slot * s_.layer_size() + at);
+                             scratch_ + slot * Base::wide_size(s_) + at);
         }
     }
 
@@ -400,7 +402,7 @@ class LibraryProducts : public WideProducts<T> {
             std::copy_n(before + b * n + first, count, after + b * n + first);
         }
         blas::multiply(Transpose::no, Transpose::yes, s_.batch, count, n, branch_scale<T>(s_),
-                       scratch_ + slot * s_.layer_size(), n, matrix + first * n, n,
+                       scratch_ + slot * Base::wide_size(s_), n, matrix + first * n, n,
                        T(s_.skip ? 1 : 0), after + first, n);
     }
 
@@ -423,12 +425,13 @@ class LibraryProducts : public WideProducts<T> {
     using Base::s_, Base::parts_, Base::scratch_, Base::weighted_, Base::vector_;
 };
 
-// Calls f with the class for this batch, as a type.
+// Calls f with the class for this batch, as a type. All columns of a batch have the same.
 template <class T, class F>
 auto with_products(const LayerStack& stack, F f) {
     const auto& vector = kernels().of<T>();
-    if (stack.batch <= vector.most_thin) return f(static_cast<ThinProducts<T>*>(nullptr));
-    if (stack.batch <= vector.most_blocked) return f(static_cast<BlockedProducts<T>*>(nullptr));
+    const std::int64_t batch = stack.layer_size() / std::max<std::int64_t>(stack.width, 1);
+    if (batch <= vector.most_thin) return f(static_cast<ThinProducts<T>*>(nullptr));
+    if (batch <= vector.most_blocked) return f(static_cast<BlockedProducts<T>*>(nullptr));
     return f(static_cast<LibraryProducts<T>*>(nullptr));
 }
 

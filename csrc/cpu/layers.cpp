@@ -138,6 +138,13 @@ std::int64_t scratch_size(const LayerStack& stack, int members) {
 }
 
 template <class T>
+bool takes_columns(const LayerStack& stack) {
+    return with_products<T>(stack, [](auto* products) {
+        return std::is_same_v<decltype(products), BlockedProducts<T>*>;
+    });
+}
+
+template <class T>
 void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* scratch,
                     FirstBadStep& bad, Monitor& monitor, Team team) {
     with_products<T>(stack, [&](auto* products) {
@@ -215,6 +222,7 @@ void run_update(const LayerStack& stack, const T* features, const T* adjoints,
 
 #define NFD_FAST_INSTANTIATE(T)                                                                   \
     template std::int64_t scratch_size<T>(const LayerStack&, int);                                \
+    template bool takes_columns<T>(const LayerStack&);                                            \
     template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadStep&, Monitor&, \
                                     Team);                                                        \
     template void backward_layers<T>(const LayerStack&, const T*, const T*, AdjointStore<T>,      \

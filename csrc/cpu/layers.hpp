@@ -33,6 +33,11 @@ class FirstBadStep {
 template <class T>
 std::int64_t scratch_size(const LayerStack& stack, int members);
 
+// Whether the following may be given some columns of a batch (LayerStack::whole_batch) and the
+// results are the same, bit for bit, as those of all of them together.
+template <class T>
+bool takes_columns(const LayerStack& stack);
+
 // Fills features 1 ... L from features 0. One barrier a layer. All members of the team call it; the
 // results are complete when it returns on every one.
 template <class T>
@@ -53,8 +58,8 @@ struct HiddenUpdate {
 
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
 // weights where they are reused), then moves the weights of each layer as soon as they have been
-// used. One barrier a layer, or two where the matrices are also cut by rows: a member reads and
-// writes only its own part of a matrix, so that no other can see it half updated.
+// used. One barrier a layer, or two where the matrices are cut by rows: a member reads and writes
+// only its own part of a matrix, so that no other can see it half updated.
 template <class T>
 void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
                      AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,

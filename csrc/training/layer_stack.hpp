@@ -17,8 +17,11 @@ struct LayerStack {
     double branch_factor;  // beta
     bool skip;
     int activation;
+    std::int64_t whole_batch = 0;  // where this is some columns of a batch, all of them
 
-    NFD_FAST_HD std::int64_t layer_size() const { return batch * width; }
+    NFD_FAST_HD std::int64_t layer_size() const {
+        return (whole_batch > 0 ? whole_batch : batch) * width;
+    }
     NFD_FAST_HD std::int64_t matrix_size() const { return width * width; }
 
     // Of a column in a packed batch: no pack has more than 16 numbers.
