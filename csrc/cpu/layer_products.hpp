@@ -172,10 +172,10 @@ class ThinProducts {
         return std::clamp<std::int64_t>(stack.width / (little * batch), 1, most);
     }
 
-    // Some rows after others, each time in runs as long as leave room in the first level of the
+    // Some rows after others, each time in runs as long as leave room in the second level of the
     // cache for what is made of them.
     void pass(const T* adjoints, Part part, T* matrix, const T* weighted, T* product) const {
-        constexpr std::int64_t some = 64, longest = 1024, shortest = 128, cached = 4096;
+        constexpr std::int64_t some = 64, longest = 2048, shortest = 128, cached = 8192;
         const std::int64_t fit = cached / std::max<std::int64_t>(s_.batch, 1) / 64 * 64;
         const std::int64_t run = std::clamp(fit, shortest, longest);
         for_runs(part.rows, some, [&](std::int64_t i, std::int64_t rows) {
