@@ -238,15 +238,12 @@ struct Pass {
     void for_tiles_of(std::int64_t chunk, F f) const {
         const std::int64_t end = std::min((chunk + 1) * h.tiles_per_chunk, h.tiles);
         const std::int64_t next_layer = forward() ? h.tiles : -h.tiles;
+        const Team::Share own = team.share_of(h.chunks);
         for (std::int64_t tile = chunk * h.tiles_per_chunk; tile < end; ++tile) {
             if (stopped()) return;
             const std::int64_t first = tile * stride;
-            std::int64_t next = tile + 1;
-            if (next == end) {
-                const bool last = chunk + team.size >= h.chunks;
-                next = last ? next_layer + team.rank * h.tiles_per_chunk
-                            : (chunk + team.size) * h.tiles_per_chunk;
-            }
+            const bool last = tile + 1 == end && chunk + 1 == own.end;
+            const std::int64_t next = last ? next_layer + own.first * h.tiles_per_chunk : tile + 1;
             f(Tile{chunk, tile, first, std::min(stride, n - first), next - tile});
         }
     }

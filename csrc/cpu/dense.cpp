@@ -130,9 +130,9 @@ struct DenseHidden {
 
     void update_own_layers(const Problem<T>& p, const T* features, const T* adjoints,
                            const HiddenUpdate<T>& update, Monitor& monitor, Team team) const {
-        const std::int64_t first = p.stack.depth * team.rank / team.size;
+        const auto [first, end] = team.share_of(p.stack.depth);
         LayerStack own = p.stack;
-        own.depth = p.stack.depth * (team.rank + 1) / team.size - first;
+        own.depth = end - first;
         for (T* matrices : {update.hidden, update.backward_hidden}) {
             if (!matrices) continue;
             HiddenUpdate<T> some = update;

@@ -24,16 +24,14 @@ void for_neurons(const LayerStack& stack, std::int64_t together, Team team, Moni
 // a block of rows.
 template <class F>
 void for_parts(const LayerStack& stack, const Parts& parts, Team team, Monitor& monitor, F f) {
-    const std::int64_t count = parts.row_blocks * parts.column_parts;
-    for (std::int64_t i = count * team.rank / team.size; i < count * (team.rank + 1) / team.size;
-         ++i) {
+    team.for_tiles(parts.row_blocks * parts.column_parts, 1, [&](std::int64_t i, std::int64_t) {
         if (team.polls) monitor.poll();
         if (monitor.stopped()) return;
         const std::int64_t row = i / parts.column_parts * parts.rows;
         const std::int64_t first = i % parts.column_parts * parts.columns;
         f(Part{row, std::min(parts.rows, stack.width - row), first,
                std::min(parts.columns, stack.width - first)});
-    }
+    });
 }
 
 template <class T, class Products>

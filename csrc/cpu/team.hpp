@@ -56,12 +56,23 @@ struct Team {
         if (size > 1) barrier->wait();
     }
 
-    // Calls f(first, count) for this member's share of the tiles of [0, total). Tiles depend on
-    // `total` and `tile` alone, so a sum or product formed per tile has the same bits for any team.
+    struct Share {
+        std::int64_t first, end;
+    };
+    // This member's share of `count` things.
+    Share share_of(std::int64_t count) const {
+        return {count * rank / size, count * (rank + 1) / size};
+    }
+
+    // Calls f(first, count) for this member's share of the tiles of [0, total), which follow each
+    // other: processors ask in advance for the memory after what they read, and should not take
+    // from others what these are writing. Tiles depend on `total` and `tile` alone, so a sum or
+    // product formed per tile has the same bits for any team.
     template <class F>
     void for_tiles(std::int64_t total, std::int64_t tile, F f) const {
-        for (std::int64_t first = rank * tile; first < total; first += size * tile) {
-            f(first, std::min(tile, total - first));
+        const Share share = share_of((total + tile - 1) / tile);
+        for (std::int64_t i = share.first; i < share.end; ++i) {
+            f(i * tile, std::min(tile, total - i * tile));
         }
     }
 };
