@@ -116,7 +116,8 @@ void multiply_rest(const MatrixProduct<T>& p, const T* a, const T* b, std::int64
     const auto copy = [columns](const T* from, T* to) {
         std::memcpy(to, from, static_cast<std::size_t>(columns) * sizeof(T));
     };
-    T some[kPanelDepth * pack] = {};
+    T some[kPanelDepth * pack];
+    std::memset(some, 0, static_cast<std::size_t>(inner * pack) * sizeof(T));
     for (std::int64_t k = 0; k < inner; ++k) copy(b + k * p.b_stride, some + k * pack);
     T sums[kBlockRows * pack] = {};
     for (std::int64_t r = 0; r < p.rows; r += kBlockRows) {
@@ -154,8 +155,8 @@ void multiply(const MatrixProduct<T>& p, const Ahead<T>& ahead) {
     }
 }
 
-// Rows r and r + half of each pair change places with each other's other halves.
 #if NFD_FAST_SHUFFLES
+// The blocks of `half` numbers that lie crosswise in two rows change places.
 template <int half, class P, int... lane>
 NFD_FAST_INLINE void exchange_halves(P& above, P& below, std::integer_sequence<int, lane...>) {
     constexpr int count = sizeof...(lane);

@@ -32,8 +32,8 @@ struct DenseHidden {
     static bool works_by_columns(const Problem<T>& p, std::int64_t members) {
         constexpr std::int64_t narrow = 256;
         const std::int64_t share = columns_of_one(p, members);
-        return members > 1 && p.stack.width <= narrow && 4 * p.stack.batch >= 3 * members * share &&
-               takes_columns<T>(p.stack);
+        return members > 1 && p.stack.width <= narrow && p.stack.depth >= 2 * members &&
+               4 * p.stack.batch >= 3 * members * share && takes_columns<T>(p.stack);
     }
 
     static std::int64_t columns_of_one(const Problem<T>& p, std::int64_t members) {
@@ -51,7 +51,8 @@ struct DenseHidden {
         }
         const double scratch = static_cast<double>(scratch_size<T>(p.stack, members));
         h.by_columns = works_by_columns(p, members);
-        arena.take(h.scratch, h.by_columns ? members * scratch : scratch);
+        const double one = static_cast<double>(scratch_size<T>(p.stack, 1));
+        arena.take(h.scratch, h.by_columns ? members * one : scratch);
         return h;
     }
 
@@ -133,14 +134,11 @@ struct DenseHidden {
         const auto [first, end] = team.share_of(p.stack.depth);
         LayerStack own = p.stack;
         own.depth = end - first;
-        for (T* matrices : {update.hidden, update.backward_hidden}) {
-            if (!matrices) continue;
-            HiddenUpdate<T> some = update;
-            some.hidden = matrices + first * own.matrix_size();
-            update_layers(own, features + first * own.layer_size(),
-                          adjoints + first * own.layer_size(), some, own_scratch(p, team), monitor,
-                          Team{0, 1, team.polls});
-        }
+        HiddenUpdate<T> some = update;
+        some.hidden += first * own.matrix_size();
+        if (some.backward_hidden) some.backward_hidden += first * own.matrix_size();
+        update_layers(own, features + first * own.layer_size(), adjoints + first * own.layer_size(),
+                      some, own_scratch(p, team), monitor, Team{0, 1, team.polls});
     }
 };
 

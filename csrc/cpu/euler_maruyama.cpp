@@ -42,7 +42,6 @@ void euler_maruyama_step(const EulerMaruyamaStep<T>& step, T* out, int threads, 
     std::vector<T> scratch(static_cast<std::size_t>(threads * kColumns * kNeurons<T>));
     run_team(threads, [&](Team team) {
         T* const noise = scratch.data() + team.rank * kColumns * kNeurons<T>;
-        const std::int64_t ahead = team.size * kNeurons<T>;  // this member's next tile
         team.for_tiles(n, kNeurons<T>, [&](std::int64_t first, std::int64_t neurons) {
             const auto add_groups = [&](std::int64_t count, const T* coefficients, auto group_at) {
                 for (std::int64_t term = 0; term < count; term += kColumns) {
@@ -50,7 +49,8 @@ void euler_maruyama_step(const EulerMaruyamaStep<T>& step, T* out, int threads, 
                     if (monitor.stopped()) return;
                     const std::int64_t now = std::min(kColumns, count - term);
                     const auto [columns, stride] = group_at(term, now);
-                    const Terms<T> terms{columns, stride, now, coefficients + term * batch, ahead};
+                    const Terms<T> terms{columns, stride, now, coefficients + term * batch,
+                                         kNeurons<T>};
                     vector.combine(&terms, 1, batch, neurons, out + first, n, out + first, n);
                 }
             };

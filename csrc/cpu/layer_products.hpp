@@ -42,7 +42,8 @@ std::int64_t share_of(std::int64_t total, std::int64_t members, std::int64_t mos
     const std::int64_t turns =
         std::max<std::int64_t>((total + members * most - 1) / (members * most), 1);
     const std::int64_t even = (total + members * turns - 1) / (members * turns);
-    return std::clamp<std::int64_t>(rounded_up(even, even < 64 ? 16 : 64), 1, most);
+    return std::clamp<std::int64_t>(rounded_up(even, even < 64 ? 16 : 64), 1,
+                                    std::max<std::int64_t>(most, 1));
 }
 
 // How the work on a matrix is dealt. Whole rows follow each other in memory: members that pass each

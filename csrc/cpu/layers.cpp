@@ -177,8 +177,11 @@ void update_layers(const LayerStack& stack, const T* features, const T* adjoints
             }
             for_parts(stack, own.parts(), team, monitor, [&](Part part) {
                 if (!own.parts().cut()) own.weigh(before, update, part.first, part.count);
-                own.update(adjoints + l * stack.layer_size(), part, update.replace,
-                           update.hidden + (l - 1) * stack.matrix_size());
+                for (T* matrices : {update.hidden, update.backward_hidden}) {
+                    if (!matrices) continue;
+                    own.update(adjoints + l * stack.layer_size(), part, update.replace,
+                               matrices + (l - 1) * stack.matrix_size());
+                }
             });
             if (own.parts().cut()) team.sync();
         }

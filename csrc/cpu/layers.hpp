@@ -38,8 +38,8 @@ std::int64_t scratch_size(const LayerStack& stack, int members);
 template <class T>
 bool takes_columns(const LayerStack& stack);
 
-// Fills features 1 ... L from features 0. One barrier a layer. All members of the team call it; the
-// results are complete when it returns on every one.
+// Fills features 1 ... L from features 0. One barrier a layer, and one before. All members of the
+// team call it; the results are complete when it returns on any one.
 template <class T>
 void forward_layers(const LayerStack& stack, const T* hidden, T* features, T* scratch,
                     FirstBadStep& bad, Monitor& monitor, Team team);
@@ -58,14 +58,14 @@ struct HiddenUpdate {
 
 // Fills adjoints L-1 ... 0 from adjoint L with the transposes of `backward_hidden` (the forward
 // weights where they are reused), then moves the weights of each layer as soon as they have been
-// used. One barrier a layer, or two where the matrices are cut by rows: a member reads and writes
-// only its own part of a matrix, so that no other can see it half updated.
+// used. One barrier a layer, or two and one before where the matrices are cut by rows: a member
+// reads and writes only its own part of a matrix, so that no other can see it half updated.
 template <class T>
 void backward_layers(const LayerStack& stack, const T* backward_hidden, const T* features,
                      AdjointStore<T> adjoints, const HiddenUpdate<T>& update, T* scratch,
                      FirstBadStep& bad, Monitor& monitor, Team team);
 
-// The update alone, from adjoints of all layers.
+// The update alone, from adjoints of all layers. Complete when it has returned on every member.
 template <class T>
 void update_layers(const LayerStack& stack, const T* features, const T* adjoints,
                    const HiddenUpdate<T>& update, T* scratch, Monitor& monitor, Team team);

@@ -59,9 +59,9 @@ struct Team {
     struct Share {
         std::int64_t first, end;
     };
-    // This member's share of `count` things.
+    // This member's share of `count` things. Rank 0 has one if there is any: it alone may poll.
     Share share_of(std::int64_t count) const {
-        return {count * rank / size, count * (rank + 1) / size};
+        return {(count * rank + size - 1) / size, (count * (rank + 1) + size - 1) / size};
     }
 
     // Calls f(first, count) for this member's share of the tiles of [0, total), which follow each

@@ -137,18 +137,21 @@ void initial_kernels(const InitialKernels& k, Monitor& monitor, int threads) {
             double* after = k.features + layer * size;
             double* products = k.products + (layer - 1) * size;
             double* slopes = k.adjoints + (layer - 1) * size;
-            team.for_tiles(batch, 1, [&](std::int64_t i, std::int64_t) {
-                for (std::int64_t j = i; j < batch; ++j) {
-                    if (team.polls) monitor.poll();
-                    if (monitor.stopped()) return;
-                    const GaussianMoments moments =
-                        moments_of(k.activation, before[i * batch + i], before[j * batch + j],
-                                   before[i * batch + j], quadrature, monitor);
-                    for (const std::int64_t at : {i * batch + j, j * batch + i}) {
-                        products[at] = moments.product;
-                        slopes[at] = moments.slope_product;
-                        after[at] = (k.skip ? before[at] : 0.0) + k.factor * moments.product;
-                    }
+            // Pairs i <= j: two rows of the triangle, first and last, make one of the batch + 1.
+            team.for_tiles(batch * (batch + 1) / 2, 1, [&](std::int64_t pair, std::int64_t) {
+                if (team.polls) monitor.poll();
+                if (monitor.stopped()) return;
+                const std::int64_t row = pair / (batch + 1), rest = pair % (batch + 1);
+                const bool first = rest < batch - row;
+                const std::int64_t i = first ? row : batch - 1 - row;
+                const std::int64_t j = first ? row + rest : rest - 1;
+                const GaussianMoments moments =
+                    moments_of(k.activation, before[i * batch + i], before[j * batch + j],
+                               before[i * batch + j], quadrature, monitor);
+                for (const std::int64_t at : {i * batch + j, j * batch + i}) {
+                    products[at] = moments.product;
+                    slopes[at] = moments.slope_product;
+                    after[at] = (k.skip ? before[at] : 0.0) + k.factor * moments.product;
                 }
             });
             if (halt.reach(team, layer, monitor.stopped())) return;

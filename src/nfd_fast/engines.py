@@ -123,4 +123,4 @@ def _bytes(problem: Problem, engine: str) -> float:
     compiled = MODULES[engine].compiled(problem)
     if problem.device != "cpu":
         return task.bytes_needed(problem, compiled, _core.Engine[engine])
-    return compiled.bytes(_core.Engine[engine], 1, False) + problem.record_bytes()
+    return compiled.bytes(_core.Engine[engine], problem.threads, False) + problem.record_bytes()

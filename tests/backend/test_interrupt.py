@@ -16,6 +16,9 @@ CASES = {
     "wide": "nfd.train(nfd.ResNet(6000, 6, 3), sgd, x, y, batches=[list(range(512))] * 50)",
     "ensemble": "nfd.train(nfd.ResNet(64, 64, 3), sgd, x, y, "
     "batches=[list(range(256))] * 1000, seed=range(64))",
+    # Two tiles for eight threads, of which the first alone may ask.
+    "more threads than work": "nfd.train(nfd.ResNet(256, 4, 3), sgd, np.ones((1100, 3)), "
+    "np.zeros(1100), batches=[list(range(1100))] * 1000, threads=8)",
     # Blocks of so many columns that their small algebra is not small.
     "conditional": "nfd.train(nfd.ResNet(10_000, 8, 40), nfd.SGD(1e-3), "
     "np.random.default_rng(0).normal(size=(600, 40)), np.zeros(600), "
