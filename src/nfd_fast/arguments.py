@@ -246,9 +246,10 @@ def _laid_out(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     """Return an aligned C-contiguous array of a dtype, in which large numbers may be infinite."""
     flags = array.flags
     if array.dtype == dtype and flags.c_contiguous and flags.aligned:
-        return array  # NumPy would say so too, but a tiny run feels how long it takes
+        return array
+    # A fresh array is aligned. np.require says it shorter, but a tiny run feels how long it takes.
     with np.errstate(over="ignore"):
-        return np.require(array, dtype, ["C", "A"])
+        return np.array(array, dtype, order="C")
 
 
 def finite_array(name: str, value: object, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:

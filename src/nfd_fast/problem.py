@@ -62,13 +62,14 @@ class Problem:
 
     def seen(self) -> str:
         """Return a checksum of what the batches hold, wherever it lies, and of any dtype."""
-        rows = np.concatenate([self.batches, self.last_batch[None]])
+        rows = np.concatenate((self.batches, self.last_batch[None]))
+        given = [array for array in (self.x, self.targets, self.labels) if array is not None]
         # In portions, since a copy of what all batches hold might not fit.
         step = max(1, 2**22 // (rows.shape[1] * self.x.shape[1]))
-        parts = [rows[first : first + step] for first in range(0, len(rows), step)]
-        given = (self.x, self.targets, self.labels)
         return digest(
-            array[part].astype(np.float32) for part in parts for array in given if array is not None
+            array[rows[first : first + step]].astype(np.float32, copy=False)
+            for first in range(0, len(rows), step)
+            for array in given
         )
 
     @cached_property
@@ -125,7 +126,8 @@ def batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
         )
     if array.dtype.kind not in "iu":
         raise ValueError(f"batches must be integer indices, got dtype {array.dtype}")
-    if array.min() < 0 or array.max() >= samples:
+    index = np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
+    if index.view(np.uint64).max() >= samples:  # negative ones are large there
         bad = array[(array < 0) | (array >= samples)].flat[0]
         raise ValueError(f"batches must be indices in 0 ... {samples - 1}, got {bad}")
     updates, batch = array.shape
@@ -133,7 +135,7 @@ def batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
         raise ValueError(
             f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
         )
-    return np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
+    return index
 
 
 def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
