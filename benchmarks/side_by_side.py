@@ -21,6 +21,12 @@ Call = Callable[[], Any]
 PATIENCE = 20.0
 """Seconds after which a peer takes no more turns, so that every workload ends: one that takes so
 long is far away, and its median need not be known better."""
+REST = 0.15
+"""Seconds before every turn. The threads of a BLAS library look out for more work for up to a tenth
+of a second, on processors that the next one needs: NumPy's doubled our time."""
+QUICK = 0.1
+"""Seconds below which a call is made once before it is timed: after a rest, to wake threads and
+processors may take longer than such a call."""
 
 
 class Unavailable(Exception):
@@ -69,7 +75,9 @@ def compare(
         Called before each first answer: arrays that all of them change are as at the start.
     """
     reset()
+    start = time.perf_counter()
     answer, memory = _with_memory(ours)
+    quick = time.perf_counter() - start < QUICK
     used = {"nfd_fast": memory}
     ready, absent = {}, {}
     for name, prepare in peers.items():
@@ -89,9 +97,11 @@ def compare(
         for name, peer in ready.items():
             if sum(times[name]) > PATIENCE:
                 continue
+            rest(peer, times[name][-1:] < [QUICK])
             start = time.perf_counter()
             peer()
             times[name].append(time.perf_counter() - start)
+        rest(ours, quick)
 
     benchmark.pedantic(ours, setup=turn, rounds=rounds)
     median = benchmark.stats["median"]
@@ -119,6 +129,15 @@ def compare(
         benchmark.extra_info |= {"best_peer": best, "ratio": ratio}
         summary = f"{ratio:.3g} × {best}, {summary}"
     benchmark.extra_info["summary"] = summary
+
+
+def rest(call: Call, quick: bool) -> None:
+    """Let the last one's threads come to rest, and wake those of the next if it is quick."""
+    end = time.perf_counter() + REST
+    while time.perf_counter() < end:
+        pass  # asleep, this thread might wake where one of a team is, and keep it waiting
+    if quick:
+        call()
 
 
 def _with_memory(call: Call) -> tuple[Any, int | None]:
