@@ -25,8 +25,8 @@ REST = 0.15
 """Seconds before every turn. The threads of a BLAS library look out for more work for up to a tenth
 of a second, on processors that the next one needs: NumPy's doubled our time."""
 QUICK = 0.1
-"""Seconds below which a call is made once before it is timed: after a rest, to wake threads and
-processors may take longer than such a call."""
+"""Seconds of our first answer below which all make a call before the one that is timed: after a
+rest, to wake threads and processors may take longer than it."""
 
 
 class Unavailable(Exception):
@@ -97,7 +97,7 @@ def compare(
         for name, peer in ready.items():
             if sum(times[name]) > PATIENCE:
                 continue
-            rest(peer, times[name][-1:] < [QUICK])
+            rest(peer, quick)
             start = time.perf_counter()
             peer()
             times[name].append(time.perf_counter() - start)
@@ -132,7 +132,7 @@ def compare(
 
 
 def rest(call: Call, quick: bool) -> None:
-    """Let the last one's threads come to rest, and wake those of the next if it is quick."""
+    """Let the last one's threads come to rest, and wake those of the next if calls are quick."""
     end = time.perf_counter() + REST
     while time.perf_counter() < end:
         pass  # asleep, this thread might wake where one of a team is, and keep it waiting

@@ -238,7 +238,7 @@ def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
     parser.add_argument(
-        "--quick", action="store_true", help="only small cases, one of each workload: a minute"
+        "--quick", action="store_true", help="only small cases, one of each workload: two minutes"
     )
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="benchmarks of cpu (default) or cuda"

@@ -126,15 +126,15 @@ def batch_indices(batches: ArrayLike, samples: int) -> NDArray[np.int64]:
         )
     if array.dtype.kind not in "iu":
         raise ValueError(f"batches must be integer indices, got dtype {array.dtype}")
-    index = np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
-    if index.view(np.uint64).max() >= samples:  # negative ones are large there
-        bad = array[(array < 0) | (array >= samples)].flat[0]
-        raise ValueError(f"batches must be indices in 0 ... {samples - 1}, got {bad}")
     updates, batch = array.shape
     if (updates + 1) * batch > arguments.MAX_INDEX:
         raise ValueError(
             f"batches must have (updates + 1) * batch of at most 2**32, got {array.shape}"
         )
+    index = np.array(array, dtype=np.int64, order="C")  # a copy: it stays as it was checked
+    if index.view(np.uint64).max() >= samples:  # negative ones are large there
+        bad = array[(array < 0) | (array >= samples)].flat[0]
+        raise ValueError(f"batches must be indices in 0 ... {samples - 1}, got {bad}")
     return index
 
 

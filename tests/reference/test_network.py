@@ -147,7 +147,7 @@ def test_teams_on_narrow_networks(
     """Two, three or four threads share the columns of the batch, or the neurons: the same bits.
 
     Also of a run that goes on from a saved one with another number of threads. Against the
-    reference: rounding errors of 3 updates, 100 eps of outputs and losses of order 1, or n eps.
+    reference: rounding errors of 3 updates, n eps of outputs and losses of order 1.
     """
     options = {"dtype": "float32", "record": ("outputs",), **options}
     sgd = options.pop("sgd", nfd_fast.SGD(0.3))
