@@ -383,13 +383,13 @@ def run(code: str, *words: str, **environment: str) -> str:
 @pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 def test_memory_that_is_not_there_is_a_status() -> None:
-    """Scratch of 0.5 GB with 0.1 GB to take; the matrices of this stack are numbers."""
+    """Scratch of 0.4 GB with 0.1 GB to take; the matrices of this stack are numbers."""
     code = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 from test_c_api import Stack, call, np
-stack = Stack(1, 1, 500_000, 1.0, 0, 1)
-hidden, layers = np.ones((1, 1, 1), "f4"), np.ones((2, 500_000, 1), "f4")
+stack = Stack(1, 1, 5_000_000, 1.0, 0, 1)
+hidden, layers = np.ones((1, 1, 1), "f4"), np.ones((2, 5_000_000, 1), "f4")
 adjoints = layers.copy()
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 100_000_000
