@@ -38,7 +38,7 @@ struct Part {
 };
 
 // An even share of `total` for each of `members`, in turns where it would be more than `most`.
-std::int64_t share_of(std::int64_t total, std::int64_t members, std::int64_t most) {
+std::int64_t even_share(std::int64_t total, std::int64_t members, std::int64_t most) {
     const std::int64_t turns =
         std::max<std::int64_t>((total + members * most - 1) / (members * most), 1);
     const std::int64_t even = (total + members * turns - 1) / (members * turns);
@@ -57,7 +57,7 @@ struct Parts {
 
     Parts(std::int64_t width, std::int64_t blocks, std::int64_t members, std::int64_t most_columns)
         : rows(rounded_up((width + blocks) / blocks, 8)),
-          columns(share_of(width, (members + blocks - 1) / blocks, most_columns)),
+          columns(even_share(width, (members + blocks - 1) / blocks, most_columns)),
           row_blocks((width + rows - 1) / rows),
           column_parts((width + columns - 1) / columns) {}
 
@@ -101,7 +101,7 @@ class ThinProducts {
 
     ThinProducts(const LayerStack& stack, T* scratch, Team team)
         : s_(stack),
-          rows_(share_of(stack.width, team.size, kMostTile)),
+          rows_(even_share(stack.width, team.size, kMostTile)),
           parts_(stack.width, row_blocks(stack), team.size, stack.width),
           scratch_(scratch),
           weighted_(scratch + row_blocks(stack) * packed_size(stack)) {}
@@ -257,7 +257,7 @@ class BlockedProducts : public WideProducts<T> {
 
     BlockedProducts(const LayerStack& stack, T* scratch, Team team)
         : Base(stack, scratch, {stack.width, row_blocks(stack), team.size, kColumns}),
-          rows_(share_of(stack.width, team.size, kRows)),
+          rows_(even_share(stack.width, team.size, kRows)),
           sums_(scratch + 2 * activations_size(stack) + team.rank * kRows * padded_batch(stack)) {}
 
     std::int64_t rows() const { return rows_; }
