@@ -38,26 +38,32 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_interrupt_within_a_second(case: str) -> None:
+    # A shell's background jobs ignore Ctrl-C, and so would their children.
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np, nfd_fast as nfd
 x, y, sgd = np.ones((512, 3)), np.zeros(512), nfd.SGD(1e-3)
 print("ready", flush=True)
 {CASES[case]}
 print("finished")
 """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(1.0)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    waited = time.monotonic() - sent
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(1.0)
+            sent = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            waited = time.monotonic() - sent
+        finally:
+            process.kill()
     assert "finished" not in out, "the case ended before it could be interrupted"
     assert err.strip().endswith("KeyboardInterrupt")
     # A second is the promise; the rest is for the interpreter to shut down on a busy machine.
