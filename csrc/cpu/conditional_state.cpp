@@ -38,6 +38,7 @@ void ConditionalState<T>::lay_out(const Problem<T>& p, Arena& arena) {
         arena.take(basis[side], layers * columns * padded);
         arena.take(images[side], layers * columns * padded);
         arena.take(factor[side], square);
+        inverse[side] = nullptr;  // a triangular solve is as fast, and bits are kept
         arena.take(gamma[side], square);
         arena.take(cross[side], p.decoupled ? 0 : square);
         arena.take(along_other[side], p.keep_coupling ? square : 0);

@@ -27,17 +27,16 @@ class Crew {
     template <class F>
     __device__ void each(std::int64_t count, F f) const {
 #pragma unroll 1
-        for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) f(i);
+        for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(count); i += size_) f(i);
         sync();
     }
+    // A grid of threads, four to a row: a division would take longer than most f.
     template <class F>
     __device__ void each(std::int64_t rows, std::int64_t columns, F f) const {
-        // Half as long, a division takes far less time.
-        const auto count = static_cast<std::uint32_t>(rows * columns);
-        const auto width = static_cast<std::uint32_t>(columns);
 #pragma unroll 1
-        for (std::uint32_t i = threadIdx.x; i < count; i += static_cast<std::uint32_t>(size_)) {
-            f(static_cast<std::int64_t>(i / width), static_cast<std::int64_t>(i % width));
+        for (int i = first_row(); i < static_cast<int>(rows); i += grid_rows()) {
+#pragma unroll 1
+            for (int j = first_column(); j < static_cast<int>(columns); j += kGridColumns) f(i, j);
         }
         sync();
     }
@@ -72,25 +71,40 @@ class Crew {
                                               double factor, Small a, Small b, bool add,
                                               Small c) const {
         // Of op(A), from one row to the next and along one.
-        const std::int64_t down = transpose == Transpose::yes ? 1 : a.stride;
-        const std::int64_t along = transpose == Transpose::yes ? a.stride : 1;
-        each(rows, columns, [=](std::int64_t i, std::int64_t j) {
-            const double* left = a.data + i * down;
-            const double* right = b.data + j;
-            // Two sums: each waits for itself.
-            double even = 0, odd = 0;
-            std::int64_t k = 0;
-#pragma unroll 4
-            for (; k + 2 <= inner; k += 2) {
-                even = ::fma(left[0], right[0], even);
-                odd = ::fma(left[along], right[b.stride], odd);
-                left += 2 * along;
-                right += 2 * b.stride;
+        const int stride = static_cast<int>(a.stride), apart = static_cast<int>(b.stride);
+        const int down = transpose == Transpose::yes ? 1 : stride;
+        const int along = transpose == Transpose::yes ? stride : 1;
+        const int count = static_cast<int>(rows), rows_at_once = grid_rows();
+#pragma unroll 1
+        for (int j = first_column(); j < static_cast<int>(columns); j += kGridColumns) {
+            // Two rows at a time: one sum alone waits for itself.
+#pragma unroll 1
+            for (int i = first_row(); i < count; i += 2 * rows_at_once) {
+                const bool two = i + rows_at_once < count;
+                const double* upper = a.data + i * down;
+                const double* lower = two ? upper + rows_at_once * down : upper;
+                const double* right = b.data + j;
+                double first[2] = {0, 0}, second[2] = {0, 0};
+#pragma unroll 2
+                for (int k = static_cast<int>(inner); k > 0; k -= 2) {
+                    const bool pair = k > 1;
+                    const double next = pair ? right[apart] : 0.0;
+                    first[0] = ::fma(upper[0], right[0], first[0]);
+                    second[0] = ::fma(lower[0], right[0], second[0]);
+                    first[1] = ::fma(pair ? upper[along] : 0.0, next, first[1]);
+                    second[1] = ::fma(pair ? lower[along] : 0.0, next, second[1]);
+                    upper += 2 * along;
+                    lower += 2 * along;
+                    right += 2 * apart;
+                }
+                const auto put = [&](int row, double product) {
+                    c(row, j) = add ? c(row, j) + product : product;
+                };
+                put(i, factor * (first[0] + first[1]));
+                if (two) put(i + rows_at_once, factor * (second[0] + second[1]));
             }
-            if (k < inner) even = ::fma(left[0], right[0], even);
-            const double product = factor * (even + odd);
-            c(i, j) = add ? c(i, j) + product : product;
-        });
+        }
+        sync();
     }
 
     // One row of the solution after the other, taken off all that are left. What a row is divided
@@ -134,13 +148,20 @@ class Crew {
     }
 
   private:
+    static constexpr int kGridColumns = 4;
+
+    __device__ static int first_column() { return static_cast<int>(threadIdx.x) % kGridColumns; }
+    __device__ static int first_row() { return static_cast<int>(threadIdx.x) / kGridColumns; }
+    __device__ int grid_rows() const { return size_ / kGridColumns; }
+
     int size_;
     double* scratch_;
     std::int64_t room_;
 };
 
-// Sums N numbers of each lane over the warp; afterwards lane i holds the total of number
-// i / (32 / N), N a power of two up to 32: each half of the lanes goes on with half of the numbers.
+// Sums N numbers of each lane over the warp, or over groups of 2 Mask lanes; afterwards lane i of a
+// group holds the total of number i / (2 Mask / N), for N a power of two up to 2 Mask: each half of
+// the lanes goes on with half of the numbers.
 // Compile-time indices throughout, so that the numbers stay in registers.
 template <int N, int Mask = kWarp / 2>
 __device__ inline double sums_over_warp(double (&value)[N]) {

@@ -62,6 +62,7 @@ struct LayerMemory {
 
     // Per side and layer.
     double* factor[2];       // (L, capacity, capacity) R, R^T R = U.U
+    double* inverse[2];      // (L, capacity, capacity) (U.U)^-1, or null: then R is solved for
     double* gamma[2];        // (L, capacity, capacity)
     double* cross[2];        // (L, capacity, capacity) other images.U, rows of the other side
     double* along_other[2];  // (L, capacity, capacity) W U along the other side: Q times this
@@ -215,6 +216,8 @@ class LayerAlgebra {
     NFD_FAST_HD_OUTLINE void directions();
     NFD_FAST_HD_OUTLINE void new_images();
     NFD_FAST_HD_OUTLINE void compose();
+    NFD_FAST_HD_OUTLINE void measure_images();
+    NFD_FAST_HD_OUTLINE void extend_inverse(Small g, Small own);
     NFD_FAST_HD_OUTLINE void round_coefficients();
 
     NFD_FAST_HD bool forward() const { return rules_.side == kFeatures; }
@@ -247,8 +250,16 @@ class LayerAlgebra {
     NFD_FAST_HD void fill(Number* to, std::int64_t count, Number value) const {
         crew_.each(count, [=](std::int64_t i) { to[i] = value; });
     }
-    // The coefficients c of a block along a basis with Gram R^T R: c <- (R^T R)^-1 c.
-    NFD_FAST_HD void solve_gram(std::int64_t size, std::int64_t columns, Small r, Small c) const {
+    // The coefficients of blocks along the basis of a side from their inner products with it.
+    NFD_FAST_HD void solve_gram(Side side, std::int64_t size, std::int64_t columns, Small products,
+                                Small c) const {
+        if (memory_.inverse[side]) {
+            crew_.multiply(Transpose::no, size, columns, size, 1.0, of_layer(memory_.inverse[side]),
+                           products, false, c);
+            return;
+        }
+        const Small r = of_layer(memory_.factor[side]);
+        copy_rows(size, columns, products.data, products.stride, c.data, c.stride);
         crew_.solve(Transpose::yes, size, columns, r, c);
         crew_.solve(Transpose::no, size, columns, r, c);
     }
@@ -291,16 +302,24 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::take_rest_apart(std::int64_t lay
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
     const std::int64_t p = step_.p;
-    const Small r = of_layer(memory_.factor[side()]);
     const Small c{step_.c, batch_}, e{step_.e, batch_};
-    copy(of_z.b, p * batch_, step_.c);
-    crew_.solve(Transpose::yes, p, batch_, r, c);  // R^-T U.Z
     copy(of_z.zz, batch_ * batch_, step_.e);
-    crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, c, c, true, e);
-    crew_.solve(Transpose::no, p, batch_, r, c);
+    if (memory_.inverse[side()]) {
+        const Small b{of_z.b, batch_};
+        solve_gram(side(), p, batch_, b, c);
+        crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, b, c, true, e);
+    } else {
+        const Small r = of_layer(memory_.factor[side()]);
+        copy(of_z.b, p * batch_, step_.c);
+        crew_.solve(Transpose::yes, p, batch_, r, c);  // R^-T U.Z
+        crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, c, c, true, e);
+        crew_.solve(Transpose::no, p, batch_, r, c);
+    }
 
     const Small t{step_.t, batch_};
     double* const parts = step_.work;
+    double* const lengths = step_.work + batch_;
+    crew_.each(batch_, [&](std::int64_t j) { lengths[j] = ::sqrt(of_z.zz[j * batch_ + j]); });
     const std::int64_t places = (rules_.keep ? memory_.capacity : rules_.width) - p;
     const std::int64_t most = batch_ < places ? batch_ : places;
     const double share = rules_.tolerance * rules_.tolerance;
@@ -323,13 +342,13 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
             // What is left of the square, and the square of the numbers it is what is left of:
             // lengths of the column and of its parts along the earlier ones.
             left = e(j, j);
-            double size = ::sqrt(whole);
+            double size = lengths[j];
             crew_.each(rank, [&](std::int64_t i) { parts[i] = t(i, j); });
             for (std::int64_t i = rank; i-- > 0;) {
                 const std::int64_t at = step_.pivot[i];
                 const double part = parts[i] / t(i, at);
                 left -= t(i, j) * t(i, j);
-                size += ::fabs(part) * ::sqrt(of_z.zz[at * batch_ + at]);
+                size += ::fabs(part) * lengths[at];
                 crew_.each(i, [&](std::int64_t l) { parts[l] -= t(l, at) * part; });
             }
             const double known = size * size;
@@ -436,53 +455,63 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::directions() {
     });
 }
 
-// What is known of the images of the new directions.
+// What is known of the images of the new directions, and how they are made.
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::new_images() {
-    const std::int64_t p = step_.p, q = step_.q, rank = step_.rank, row = rules_.padded(rank);
+    const std::int64_t p = step_.p, q = step_.q, rank = step_.rank;
     if (!rules_.reused || q == 0) return;
-    // Other images.u = (s - cross c) T^-1, exactly and for the rounded u.
-    const Small cross = of_layer(memory_.cross[side()]);
-    const Small rest{step_.k, rank};
-    const Small along{step_.work, rank}, scaled{step_.work + p * rank, rank};
-    const auto products = [&](double sign, Small inverse, double* to) {
-        crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
-            rest(i, j) = step_.s[i * batch_ + step_.pivot[j]];
-        });
-        crew_.multiply(Transpose::no, q, rank, p, sign, cross, along, true, rest);
-        crew_.multiply(Transpose::no, q, rank, rank, 1.0, rest, inverse, false, Small{to, rank});
-    };
+    // Other images.u = (s - cross c) T^-1.
+    const Small rest{step_.k, rank}, along{step_.work, rank}, seen{step_.seen, rank};
+    const Small of_u{step_.other_cross, rank};  // until measure_images()
     crew_.each(p, rank, [&](std::int64_t i, std::int64_t j) {
         along(i, j) = step_.c[i * batch_ + step_.pivot[j]];
     });
-    const Small inverse{step_.e, batch_};        // of directions()
-    products(-1.0, inverse, step_.other_cross);  // until it is turned into t below
-    copy_rows(p, rank, step_.from_basis, row, along.data, rank);
-    copy_rows(rank, rank, step_.inverse, row, scaled.data, rank);
-    products(1.0, scaled, step_.new_cross);
+    crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
+        rest(i, j) = step_.s[i * batch_ + step_.pivot[j]];
+    });
+    crew_.multiply(Transpose::no, q, rank, p, -1.0, of_layer(memory_.cross[side()]), along, true,
+                   rest);
+    crew_.multiply(Transpose::no, q, rank, rank, 1.0, rest, Small{step_.e, batch_}, false, of_u);
     // t = Q.(W u) = Gamma^T (other images.u), for W^T Q = S Gamma.
-    const Small seen{step_.seen, rank};
-    crew_.multiply(Transpose::yes, q, rank, q, 1.0, of_layer(memory_.gamma[other()]),
-                   Small{step_.other_cross, rank}, false, seen);
+    crew_.multiply(Transpose::yes, q, rank, q, 1.0, of_layer(memory_.gamma[other()]), of_u, false,
+                   seen);
     // k = (Q.Q)^-1 (t - Q.xi)
-    const Small r = of_layer(memory_.factor[other()]);
-    const Small shift = rest;
+    const Small shift{step_.work, rank}, k{step_.k, rank};
     crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
         shift(i, j) = seen(i, j) - step_.z[i * batch_ + step_.pivot[j]];
     });
-    solve_gram(q, rank, r, shift);
-    copy_rows(q, rank, step_.k, rank, step_.image_shift, row);
-    // Q.v = Q.xi + (Q.Q) k for the image as it is stored.
-    const Small rounded{step_.work, rank}, half{step_.gram_solved, rank};
+    solve_gram(other(), q, rank, shift, k);
+    copy_rows(q, rank, step_.k, rank, step_.image_shift, rules_.padded(rank));
+    if (rules_.coupled) solve_gram(other(), q, rank, seen, Small{step_.gram_solved, rank});
+}
+
+// Inner products of the new directions and their images with the other side, as they are stored:
+// made with rounded coefficients. Nobody asks for them before the next pass.
+template <class T, class Crew>
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::measure_images() {
+    const std::int64_t p = step_.p, q = step_.q, rank = step_.rank, row = rules_.padded(rank);
+    if (!rules_.reused || q == 0) return;
+    // Other images.u = (s - cross c) T^-1 for the stored u.
+    const Small rest{step_.k, rank}, along{step_.work, rank}, scaled{step_.work + p * rank, rank};
+    crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
+        rest(i, j) = step_.s[i * batch_ + step_.pivot[j]];
+    });
+    copy_rows(p, rank, step_.from_basis, row, along.data, rank);  // -c
+    copy_rows(rank, rank, step_.inverse, row, scaled.data, rank);
+    crew_.multiply(Transpose::no, q, rank, p, 1.0, of_layer(memory_.cross[side()]), along, true,
+                   rest);
+    crew_.multiply(Transpose::no, q, rank, rank, 1.0, rest, scaled, false,
+                   Small{step_.new_cross, rank});
+    // Q.v = Q.xi + (Q.Q) k for the stored v.
+    const Small r = of_layer(memory_.factor[other()]);
+    const Small rounded{step_.work, rank}, half{step_.seen, rank};  // which has served
+    const Small to{step_.other_cross, rank};
     copy_rows(q, rank, step_.image_shift, row, rounded.data, rank);
     crew_.multiply(Transpose::no, q, rank, q, 1.0, r, rounded, false, half);
-    crew_.multiply(Transpose::yes, q, rank, q, 1.0, r, half, false, Small{step_.other_cross, rank});
+    crew_.multiply(Transpose::yes, q, rank, q, 1.0, r, half, false, to);
     crew_.each(q, rank, [&](std::int64_t i, std::int64_t j) {
-        step_.other_cross[i * rank + j] += step_.z[i * batch_ + step_.pivot[j]];
+        to(i, j) += step_.z[i * batch_ + step_.pivot[j]];
     });
-    if (!rules_.coupled) return;
-    copy(step_.seen, q * rank, step_.gram_solved);
-    solve_gram(q, rank, r, Small{step_.gram_solved, rank});
 }
 
 // Coefficients of X from those of Z: c <- A + c M, T <- T M.
@@ -554,6 +583,7 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::append(std::int64_t layer, doubl
     const Small own{measured + p * rank, rank};  // (rank, rank) u.u
     const Small r = of_layer(memory_.factor[side()]);
     const Small gamma = of_layer(memory_.gamma[side()]);
+    measure_images();
     // R of the enlarged basis: R12 = R^-T U.u, R22^T R22 = u.u - R12^T R12.
     crew_.solve(Transpose::yes, p, rank, r, lean);
     crew_.multiply(Transpose::yes, rank, rank, p, -1.0, lean, lean, true, own);
@@ -564,6 +594,7 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::append(std::int64_t layer, doubl
     });
     // u = U g + (new directions) R22 with g = R^-1 R12.
     crew_.solve(Transpose::no, p, rank, r, lean);
+    if (memory_.inverse[side()]) extend_inverse(lean, own);
     const Small gamma_new{gamma.data + p, gamma.stride};
     crew_.multiply(Transpose::no, p, rank, p, 1.0, gamma, lean, false, gamma_new);
     if (rules_.coupled) {
@@ -592,6 +623,33 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::append(std::int64_t layer, doubl
     crew_.solve(Transpose::no, rank, batch_, own, fresh);
     copy(step_.c, p * batch_, alpha.data);
     crew_.multiply(Transpose::no, p, batch_, rank, -1.0, lean, fresh, true, alpha);
+}
+
+// (U.U)^-1 of the enlarged basis: with g = (U.U)^-1 U.u and S = (R22^T R22)^-1
+//     [(U.U)^-1 + g S g^T, -g S; -S g^T, S].
+template <class T, class Crew>
+NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::extend_inverse(Small g, Small own) {
+    const std::int64_t p = step_.p, rank = step_.rank;
+    const Small inverse = of_layer(memory_.inverse[side()]);
+    const Small root{step_.e, rank};  // R22^-1
+    crew_.each(rank, rank,
+               [&](std::int64_t i, std::int64_t j) { root(i, j) = i == j ? 1.0 : 0.0; });
+    crew_.solve(Transpose::no, rank, rank, own, root);
+    crew_.each(rank, rank, [&](std::int64_t i, std::int64_t j) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < rank; ++k) sum += root(i, k) * root(j, k);
+        inverse(p + i, p + j) = sum;
+    });
+    crew_.each(p, rank, [&](std::int64_t i, std::int64_t j) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < rank; ++k) sum -= g(i, k) * inverse(p + k, p + j);
+        inverse(i, p + j) = inverse(p + j, i) = sum;
+    });
+    crew_.each(p, p, [&](std::int64_t i, std::int64_t j) {
+        double sum = inverse(i, j);
+        for (std::int64_t k = 0; k < rank; ++k) sum -= inverse(i, p + k) * g(j, k);
+        inverse(i, j) = sum;
+    });
 }
 
 template <class T, class Crew>
