@@ -63,9 +63,24 @@ struct ConditionalHidden {
         Step<T> step{};
         pass.applied = static_cast<std::int64_t>(step.lay_out(arena, capacity, batch, padded));
         pass.step_bytes = static_cast<std::int64_t>(arena.used());
-        pass.step_shared =
-            static_cast<double>(Sweeper<T, 1>::step_shared_bytes(pass)) <= kMostStepBytes;
+        const auto column_bytes = pass.tile_width * static_cast<std::int64_t>(sizeof(T));
+        pass.piece_columns =
+            static_cast<int>(std::max<std::int64_t>(1, kPieceBytes / column_bytes));
+        pass.step_shared = Member<T>::step_shared_bytes(pass) <= kMostStepBytes;
+        share_out_memory(pass);
+        if (pass.slots == 0) {
+            pass.step_shared = false;
+            share_out_memory(pass);
+        }
         return pass;
+    }
+    // What a block's own arrays leave of its shared memory is for the pieces of its stream.
+    static void share_out_memory(Pass<T>& pass) {
+        with_kernel(pass, [&](auto, std::size_t taken) {
+            pass.slots = ColumnStream<T, kThreads>::slots_for(
+                most_shared_bytes() - static_cast<std::int64_t>(taken), pass.piece_columns,
+                pass.tile_width);
+        });
     }
 
     static int resident(const Pass<T>& pass) {
@@ -79,8 +94,11 @@ struct ConditionalHidden {
 
     static int most_replicas(const Problem<T>& p) {
         const Pass<T> pass = sizes(p);
-        const std::int64_t blocks = resident(pass);
-        return static_cast<int>(std::max<std::int64_t>(1, blocks / pass.chunks));
+        // With some chunks to a block, the meetings of a layer take a small part of its time; and a
+        // second block saves the leader from archiving.
+        const std::int64_t blocks =
+            std::max<std::int64_t>(2, (pass.chunks + kChunksOfBlock - 1) / kChunksOfBlock);
+        return static_cast<int>(std::max<std::int64_t>(1, resident(pass) / blocks));
     }
 
     static ConditionalHidden lay_out(const Problem<T>& p, Arena& arena, int replicas) {
@@ -101,6 +119,7 @@ struct ConditionalHidden {
                 s.images[side] = s.basis[side] + table;
             }
             arena.take(s.memory.factor[side], square);
+            arena.take(s.memory.inverse[side], square);
             arena.take(s.memory.gamma[side], square);
             arena.take(s.memory.cross[side], p.decoupled ? 0 : square);
             arena.take(s.memory.along_other[side], p.keep_coupling ? square : 0);
@@ -139,6 +158,7 @@ struct ConditionalHidden {
         clear(pass.steps, 2 * wave.count * pass.step_bytes);
         for (const Side side : {kFeatures, kAdjoints}) {
             clear(pass.memory.factor[side], wave.count * squares * 8);
+            clear(pass.memory.inverse[side], wave.count * squares * 8);
             clear(pass.memory.gamma[side], wave.count * squares * 8);
             clear(pass.memory.cross[side], wave.count * squares * 8);
         }
@@ -180,8 +200,10 @@ struct ConditionalHidden {
         check(cudaMemsetAsync(s.meetings, 0, static_cast<std::size_t>(wave.count) * sizeof(Meeting),
                               wave.stream),
               "clearing memory");
-        s.members = static_cast<int>(
-            std::max<std::int64_t>(1, std::min<std::int64_t>(s.chunks, resident(s) / wave.count)));
+        // One more than there are chunks, if there is room: an archivist without neurons.
+        s.members = static_cast<int>(std::max<std::int64_t>(
+            1, std::min<std::int64_t>(s.chunks + 1, resident(s) / wave.count)));
+        s.sweepers = static_cast<int>(std::min<std::int64_t>(s.chunks, s.members));
         with_kernel(s, [&](auto kernel, std::size_t shared) {
             launch(kernel, dim3(static_cast<unsigned>(s.members * wave.count)), dim3(kThreads),
                    shared, wave.stream, true, s);

@@ -12,16 +12,33 @@
 namespace nfd_fast::cuda {
 namespace conditional {
 
+// A block has a multiprocessor for itself: what it works on next is then on its way into shared
+// memory. Emulated, threads are dear, and small tiles and pieces let small problems have many.
+#if defined(NFD_FAST_EMULATES_CUDA)
 constexpr int kThreads = 256;
+constexpr std::int64_t kPieceBytes = 8192;
+constexpr std::int64_t kWide = 256;
+#else
+constexpr int kThreads = 512;
+constexpr std::int64_t kPieceBytes = 32768;
+constexpr std::int64_t kWide = 65536;
+#endif
 constexpr int kWarps = kThreads / kWarp;
 
-// Of a replica. As many as fit twice on the 132 multiprocessors of a Hopper card; on others the
-// blocks take several chunks, or fewer blocks are used, and the bits are the same.
-constexpr std::int64_t kMostChunks = 264;
-
 // Neurons per tile: a thread each on wide layers; narrow ones are spread over more blocks.
-constexpr std::int64_t kTile = 256, kNarrowTile = 128;
-constexpr std::int64_t kWide = kTile * kMostChunks / 4;
+constexpr std::int64_t kTile = kThreads, kNarrowTile = 128;
+
+// Columns and neurons whose products a warp adds up at a time: few lanes share a column, since to
+// add up over lanes takes longer than to multiply.
+constexpr int kGroup = 8, kSlice = 64;
+
+// Chunks of a replica's tiles, each summed by one block: one for each of the 132 multiprocessors of
+// a Hopper card but one, which keeps the archive. On others the blocks take several chunks, or
+// fewer blocks are used, and the bits are the same.
+constexpr std::int64_t kMostChunks = 131;
+
+// Chunks that a block takes at least where there are many replicas.
+constexpr std::int64_t kChunksOfBlock = 4;
 
 // Bases and images of both sides.
 constexpr std::int64_t kTables = 4;
@@ -29,8 +46,9 @@ constexpr std::int64_t kTables = 4;
 // Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
 constexpr int kMostHeld = 8;
 
-// The most shared memory for a layer's small matrices: with what is staged, two blocks fit.
-constexpr double kMostStepBytes = 65536;
+// The most shared memory for a layer's small matrices: the rest is for what is staged, and on its
+// way.
+constexpr std::int64_t kMostStepBytes = 65536;
 
 // From how many numbers of a block's coefficients on a whole block works faster than its warp.
 constexpr std::int64_t kBlockCrewFrom = 768;
@@ -67,6 +85,8 @@ struct Pass {
     T *basis[2], *images[2];
     std::int64_t tile_width, tiles, chunks;  // tiles chunk, chunk + chunks, ... make one
     int members;                             // blocks of a replica
+    int sweepers;                            // the first ones of them, which have chunks
+    int slots, piece_columns;                // of a block's ColumnStream
 
     std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
     const std::uint64_t* seeds;
@@ -112,28 +132,34 @@ __device__ inline void load_row(const T* row, T (&value)[N]) {
     }
 }
 
-// sum[b] += column[i] coefficients[i][b] over `count` columns, for one neuron of a tile. A few
-// columns are asked for before the first is used. Not more: what a sweep runs through must fit
-// where instructions are kept.
+template <int N>
+__device__ inline void store_row(const double (&value)[N], double* row) {
+    constexpr int per_store = N < 2 ? 1 : 2;
+    struct alignas(per_store * 8) Piece {
+        double number[per_store];
+    };
+#pragma unroll
+    for (int i = 0; i < N; i += per_store) {
+        Piece piece;
+#pragma unroll
+        for (int m = 0; m < per_store; ++m) piece.number[m] = value[i + m];
+        *reinterpret_cast<Piece*>(row + i) = piece;
+    }
+}
+
+// sum[b] += columns[j][i] coefficients[j][b] over `count` columns that are `apart`, for one neuron.
 template <int N, class T>
-__device__ inline void combine(const T* column, int step, std::int64_t count, const T* coefficients,
+__device__ inline void combine(const T* columns, int i, int apart, int count, const T* coefficients,
                                int row, T (&sum)[N]) {
-    constexpr int at_once = 8;
-#pragma unroll 1
-    for (auto left = static_cast<int>(count); left > 0; left -= at_once) {
-        T value[at_once];
+    const T* column = columns + i;
+#pragma unroll 8
+    for (int j = 0; j < count; ++j) {
+        T factor[N];
+        load_row<N>(coefficients, factor);
 #pragma unroll
-        for (int m = 0; m < at_once; ++m) value[m] = m < left ? column[m * step] : T(0);
-#pragma unroll
-        for (int m = 0; m < at_once; ++m) {
-            if (m >= left) break;
-            T factor[N];
-            load_row<N>(coefficients + m * row, factor);
-#pragma unroll
-            for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(value[m], factor[b], sum[b]);
-        }
-        column += at_once * step;
-        coefficients += at_once * row;
+        for (int b = 0; b < N; ++b) sum[b] = fused_multiply_add(*column, factor[b], sum[b]);
+        column += apart;
+        coefficients += row;
     }
 }
 

@@ -186,6 +186,19 @@ int resident_blocks(void (*kernel)(Parameters...), int threads, std::size_t shar
 #endif
 }
 
+// The most shared memory of a block.
+inline std::int64_t most_shared_bytes() {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    return emulation::kSharedBytes;
+#else
+    int device = 0, bytes = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "a question about the device");
+    return bytes;
+#endif
+}
+
 // The shared memory that a launch asked for.
 template <class Element>
 __device__ inline Element* shared_memory() {
@@ -194,6 +207,44 @@ __device__ inline Element* shared_memory() {
 #else
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     return reinterpret_cast<Element*>(shared_bytes);
+#endif
+}
+
+// --- Copies into shared memory that go on while the thread does something else ---
+
+// Begins to copy 8 or 16 bytes, aligned to as many. Nobody may change them meanwhile.
+template <int Bytes>
+__device__ inline void copy_ahead(void* shared, const void* from) {
+    static_assert(Bytes == 8 || Bytes == 16, "what the device copies at once");
+#if defined(NFD_FAST_EMULATES_CUDA)
+    emulation::copy_ahead(shared, from, Bytes);
+#else
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    if constexpr (Bytes == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+    }
+#endif
+}
+
+// Makes a group of the copies that this thread has begun since the last one.
+__device__ inline void close_copies() {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    emulation::close_copies();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until no more than Groups of this thread's groups, the last ones, are on the way. What
+// others have copied is there after a barrier.
+template <int Groups>
+__device__ inline void await_copies() {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    emulation::await_copies(Groups);
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 #endif
 }
 

@@ -13,10 +13,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -33,6 +36,7 @@ struct dim3 {
 namespace nfd_fast::cuda::emulation {
 
 constexpr int kResidentBlocks = 12;
+constexpr std::int64_t kSharedBytes = 100000;
 constexpr int kWarp = 32;
 
 struct Warp {
@@ -49,6 +53,15 @@ struct Block {
     unsigned turn = 0;
 };
 
+// A copy on the way: it takes place when somebody waits for it, so that its target is of no use
+// before.
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+    unsigned char begun[16];  // what was there at the beginning, and must be in the end
+};
+
 struct Fiber {
     dim3 thread;
     int rank = 0;
@@ -57,6 +70,8 @@ struct Fiber {
     ucontext_t start;
     jmp_buf at;
     std::unique_ptr<char[]> stack;
+    std::vector<Copy> open;                // not yet in a group
+    std::deque<std::vector<Copy>> groups;  // on the way
 };
 
 // One launch at a time, on one thread.
@@ -115,6 +130,8 @@ inline void run_blocks(Machine& m, std::vector<std::unique_ptr<Block>>& blocks) 
             fiber.rank = rank;
             fiber.block = block.get();
             fiber.done = fiber.started = false;
+            fiber.open.clear();
+            fiber.groups.clear();
             block->warps[static_cast<std::size_t>(rank / kWarp)].size++;
             getcontext(&fiber.start);
             fiber.start.uc_stack.ss_sp = fiber.stack.get();
@@ -157,6 +174,31 @@ inline void run(dim3 grid, dim3 threads, std::size_t shared_bytes, bool together
 }
 
 inline unsigned char* shared_bytes() { return machine().now->block->shared.data(); }
+
+inline void copy_ahead(void* to, const void* from, int bytes) {
+    Copy copy{to, from, bytes, {}};
+    std::memcpy(copy.begun, from, static_cast<std::size_t>(bytes));
+    std::memset(to, 0xFF, static_cast<std::size_t>(bytes));
+    machine().now->open.push_back(copy);
+}
+inline void close_copies() {
+    Fiber& fiber = *machine().now;
+    fiber.groups.push_back(std::move(fiber.open));
+    fiber.open.clear();
+}
+inline void await_copies(std::size_t left) {
+    Fiber& fiber = *machine().now;
+    for (; fiber.groups.size() > left; fiber.groups.pop_front()) {
+        for (const Copy& copy : fiber.groups.front()) {
+            const auto bytes = static_cast<std::size_t>(copy.bytes);
+            if (std::memcmp(copy.begun, copy.from, bytes) != 0) {
+                std::fputs("a kernel changed what it was copying\n", stderr);
+                std::abort();
+            }
+            std::memcpy(copy.to, copy.from, bytes);
+        }
+    }
+}
 
 // A meeting of `size` fibers.
 template <class Meeting>
