@@ -140,30 +140,41 @@ NFD_FAST_INLINE T horner(const Polynomial<T, Size>& polynomial, T power) {
 template <class T>
 NFD_FAST_INLINE T quotient(T a, T b) {
 #if defined(__CUDA_ARCH__)
-    // CUDA's own also serves the ends, and takes twice the instructions for that. A remainder
-    // corrects what the approximation misses but for a hundredth of an ulp.
+    // CUDA's own also serves the ends, and takes twice the instructions and a branch for that. A
+    // remainder corrects what the approximation misses but for a hundredth of an ulp.
+    T inverse;
     if constexpr (sizeof(T) == sizeof(float)) {
-        float inverse;
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
-        const float first = a * inverse;
-        return std::fma(std::fma(-b, first, a), inverse, first);
+    } else {
+        asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(inverse) : "d"(b));
+        // A step of third order, from 20 bits to 53.
+        const T error = std::fma(-b, inverse, T(1));
+        inverse = std::fma(std::fma(error, error, error), inverse, inverse);
     }
-#endif
+    const T first = a * inverse;
+    return std::fma(std::fma(-b, first, a), inverse, first);
+#else
     return a / b;
+#endif
 }
 
 /// The square root of a positive number far from the ends of the exponents' range.
 template <class T>
 NFD_FAST_INLINE T square_root(T x) {
 #if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(T) == sizeof(float)) {  // as above
-        float inverse;
+    T inverse;  // as above
+    if constexpr (sizeof(T) == sizeof(float)) {
         asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
-        const float first = x * inverse;
-        return std::fma(std::fma(-first, first, x), 0.5F * inverse, first);
+    } else {
+        asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(inverse) : "d"(x));
+        const T error = std::fma(-(inverse * inverse), x, T(1));
+        inverse = std::fma(std::fma(error, T(0.375), T(0.5)) * error, inverse, inverse);
     }
-#endif
+    const T first = x * inverse;
+    return std::fma(std::fma(-first, first, x), T(0.5) * inverse, first);
+#else
     return std::sqrt(x);
+#endif
 }
 
 /// P(x), from five terms on summed as even and odd part: two chains of half the length have half

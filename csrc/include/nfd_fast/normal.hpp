@@ -15,20 +15,17 @@
 namespace nfd_fast {
 inline namespace NFD_FAST_TARGET {
 
-/// -2 log u for a number u = 2^e (1 + f), sqrt(1/2) <= 1+f <= sqrt(2), with
-/// log(1+f) = s (2 + s^2 P(s^2)), s = f/(2+f).
-template <class T>
-NFD_FAST_INLINE T minus_two_log(T e, T f) {
-    using C = Coefficients<T>;
-    const T s = quotient(f, T(2) + f);
-    const T z = s * s;
-    const T log1p = fused_multiply_add(s * z, evaluate(C::log_factor(), z), s + s);
-    return T(-2) * fused_multiply_add(e, C::log_2, log1p);
+/// A polynomial times a power of two: all that is rounded scales with it.
+template <class T, int Size>
+NFD_FAST_INLINE constexpr Polynomial<T, Size> scaled(Polynomial<T, Size> polynomial, T power) {
+    for (T& coefficient : polynomial.coefficient) coefficient *= power;
+    return polynomial;
 }
 
-/// u = 2^exponent mantissa, sqrt(1/2) <= mantissa < sqrt(2).
+/// u = 2^(unit exponent) mantissa, sqrt(1/2) <= mantissa < sqrt(2).
 template <class T>
 struct BinaryDecomposition {
+    static constexpr T unit = sizeof(T) == sizeof(float) ? T(0x1p-23) : T(1);
     T exponent;
     T mantissa;
 };
@@ -36,15 +33,34 @@ struct BinaryDecomposition {
 template <class T>
 NFD_FAST_INLINE BinaryDecomposition<T> decompose(T u) {
     using F = FloatFormat<T>;
-    // Adding the distance from sqrt(1/2) to 1 carries into the exponent field from sqrt(1/2) on.
-    const Bits<T> one = to_bits(T(1));
-    const Bits<T> exponent =
-        (to_bits(u) + (one - to_bits(Coefficients<T>::sqrt_half))) >> F::fraction_bits;
-    const Bits<T> bias = static_cast<Bits<T>>(F::exponent_bias);
-    const T mantissa = from_bits<T>(to_bits(u) - ((exponent - bias) << F::fraction_bits));
-    // The small integer becomes a number in the last bits of 2^fraction_bits: no conversion.
-    const T shift = T(Bits<T>{1} << F::fraction_bits);
-    return {from_bits<T>(exponent | to_bits(shift)) - (shift + T(F::exponent_bias)), mantissa};
+    const Bits<T> sqrt_half = to_bits(Coefficients<T>::sqrt_half);
+    if constexpr (sizeof(T) == sizeof(float)) {
+        // The exponent field of the difference to sqrt(1/2), which is converted where it stands.
+        const Bits<T> exponent = (to_bits(u) - sqrt_half) & (~Bits<T>{0} << F::fraction_bits);
+        return {static_cast<T>(static_cast<std::int32_t>(exponent)),
+                from_bits<T>(to_bits(u) - exponent)};
+    } else {
+        // Adding the distance from it to 1 carries into the exponent field from sqrt(1/2) on.
+        const Bits<T> exponent = (to_bits(u) + (to_bits(T(1)) - sqrt_half)) >> F::fraction_bits;
+        const Bits<T> bias = static_cast<Bits<T>>(F::exponent_bias);
+        const T mantissa = from_bits<T>(to_bits(u) - ((exponent - bias) << F::fraction_bits));
+        // The small integer becomes a number in the last bits of 2^fraction_bits: few instruction
+        // sets convert 64 bits.
+        const T shift = T(Bits<T>{1} << F::fraction_bits);
+        return {from_bits<T>(exponent | to_bits(shift)) - (shift + T(F::exponent_bias)), mantissa};
+    }
+}
+
+/// -2 log u for a number u = 2^(unit e) (1 + f), sqrt(1/2) <= 1+f <= sqrt(2), with
+/// log(1+f) = s (2 + s^2 P(s^2)), s = f/(2+f). The factor -2 is part of the constants.
+template <class T>
+NFD_FAST_INLINE T minus_two_log(T e, T f) {
+    using C = Coefficients<T>;
+    const T s = quotient(f, T(2) + f);
+    const T z = s * s;
+    const T log1p =
+        fused_multiply_add(s * z, evaluate(scaled(C::log_factor(), T(-2)), z), T(-4) * s);
+    return fused_multiply_add(e, T(-2) * BinaryDecomposition<T>::unit * C::log_2, log1p);
 }
 
 /// sqrt(-2 log u) with u = (word + 1/2) 2^-32.
@@ -61,8 +77,8 @@ NFD_FAST_INLINE T radius(std::uint32_t word) {
         const auto [e, mantissa] = decompose(u);
         return square_root(minus_two_log(e, e == T(0) ? -v : mantissa - T(1)));
     } else {
-        // u is exact: the word fills the last bits of 2^52, and 2^52 - 1/2 is a double.
-        const T u = (from_bits<T>(word | to_bits(T(0x1p52))) - T(0x1p52 - 0.5)) * T(0x1p-32);
+        // u is exact: the word fills the last bits of 2^20, and 2^20 - 2^-33 is a double.
+        const T u = from_bits<T>(word | to_bits(T(0x1p20))) - T(0x1p20 - 0x1p-33);
         const auto [e, mantissa] = decompose(u);
         return square_root(minus_two_log(e, mantissa - T(1)));
     }
@@ -81,28 +97,25 @@ struct NormalPair {
 template <class T>
 NFD_FAST_INLINE NormalPair<T> box_muller(std::uint32_t word_0, std::uint32_t word_1) {
     using C = Coefficients<T>;
-    const T r = radius<T>(word_0);
+    // Quarter turns 0, 1, 2, 3 in the top two bits: the lower exchanges sine and cosine and turns
+    // the sign of the first, the upper turns both signs.
+    constexpr int bits = 8 * sizeof(T);
+    const Bits<T> turns = static_cast<Bits<T>>(word_1 + (1U << 29)) << (bits - 32);
+    const Bits<T> quarter = Bits<T>{1} << (bits - 2);
+    const T r = from_bits<T>(to_bits(radius<T>(word_0)) ^ (turns & sign_mask<T>()));
 
     // Shifting the quarter turns out at the top keeps the rest as a signed number.
-    const std::int32_t rest = (static_cast<std::int32_t>(word_1 << 2) >> 1) | 1;
-    const T z = static_cast<T>(rest) * T(0x1p-30);  // in eighths of a turn
+    const auto rest = static_cast<std::int32_t>(4 * word_1 + 2);
+    const T z = static_cast<T>(rest) * T(0x1p-31);  // in eighths of a turn
     const T sine = r * (z * evaluate(C::sin_factor(), z * z));
     // One chain, not the two of `evaluate`: the logarithm fills the time that it waits.
     const T cosine = r * horner<0, 1>(C::cos_factor(), z * z);
 
-    // Quarter turns 0, 1, 2, 3 in the top two bits: the lower exchanges sine and cosine, the upper
-    // is the sign of the sine, and of the cosine one quarter turn later.
-    constexpr int bits = 8 * sizeof(T);
-    const Bits<T> turns = static_cast<Bits<T>>(word_1 + (1U << 29)) << (bits - 32);
-    const Bits<T> quarter = Bits<T>{1} << (bits - 2);
     // SSE2 compares no 64-bit integers, but as a double the bit is 2 or 0. In float the integer
-    // comparison is faster by a tenth.
-    const bool exchanged =
-        sizeof(T) == sizeof(float) ? (turns & quarter) != 0 : from_bits<T>(turns & quarter) > T(0);
-    const T first = exchanged ? sine : cosine;
-    const T second = exchanged ? cosine : sine;
-    return {from_bits<T>(to_bits(first) ^ ((turns + quarter) & sign_mask<T>())),
-            from_bits<T>(to_bits(second) ^ (turns & sign_mask<T>()))};
+    // comparison is faster by a tenth; with != CUDA's compiler would shift the bit down first.
+    const bool kept =
+        sizeof(T) == sizeof(float) ? (turns & quarter) == 0 : from_bits<T>(turns & quarter) == T(0);
+    return {kept ? cosine : -sine, kept ? sine : cosine};
 }
 
 }  // namespace NFD_FAST_TARGET
