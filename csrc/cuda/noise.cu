@@ -10,10 +10,16 @@
 namespace nfd_fast::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-constexpr std::int64_t kMostBlocks = 65535;  // along the second axis of a grid
+constexpr unsigned kThreads = 256, kWarp = 32;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// So few blocks of threads that each takes several turns where there is much to do, and what it
+// does once hardly counts; but more than run at once, so that the last ones of all end together.
+template <class... Parameters>
+std::int64_t enough_blocks(void (*kernel)(Parameters...)) {
+    return std::int64_t{4} * resident_blocks(kernel, kThreads, 0);
+}
 
 // Whose noise a run over neurons holds.
 struct Place {
@@ -39,18 +45,29 @@ struct EveryColumn {
     }
 };
 
-// out (runs, size): a thread makes whole Philox blocks, four neurons each.
+// out (runs, size): a thread makes whole Philox blocks, four neurons each. Key and column, and
+// where 16 bytes may be stored at once, are found once per run.
 template <class T, class PlaceOf>
 __global__ void __launch_bounds__(kThreads)
     run_kernel(PlaceOf place_of, std::int64_t runs, std::int64_t size, T* out) {
-    const std::int64_t block = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    if (4 * block >= size) return;
+    // As in a counter, 32 bits number the blocks of a run.
+    const auto blocks = static_cast<std::uint32_t>((size + 3) / 4);
+    const std::uint32_t step = gridDim.x * blockDim.x;
     for (std::int64_t run = std::int64_t{blockIdx.y} * blockDim.y + threadIdx.y; run < runs;
          run += std::int64_t{gridDim.y} * blockDim.y) {
         const Place place = place_of(run);
-        const auto words =
-            four_words(place.address, static_cast<std::uint32_t>(block), place.column);
-        store(made_of<T>(words), out + run * size + 4 * block, size - 4 * block);
+        const auto made = [&](std::uint32_t block) {
+            return made_of<T>(four_words(place.address, block, place.column));
+        };
+        T* const to = out + run * size;
+        std::uint32_t block = blockIdx.x * blockDim.x + threadIdx.x;
+        // Stored in one piece: all but the last block, or none.
+        const std::uint32_t whole = aligned(to) ? static_cast<std::uint32_t>(size / 4) : 0;
+        for (; block < whole; block += step) reinterpret_cast<Four<T>*>(to)[block] = made(block);
+        for (; block < blocks; block += step) {
+            const std::int64_t at = 4 * std::int64_t{block};
+            store(made(block), to + at, size - at);
+        }
     }
 }
 
@@ -58,14 +75,17 @@ template <class T, class PlaceOf>
 void fill_runs(PlaceOf place_of, std::int64_t runs, std::int64_t size, T* out,
                cudaStream_t stream) {
     if (runs == 0 || size == 0) return;
-    // Short runs share a block of threads.
     const std::int64_t blocks = ceil_div(size, 4);
+    // Short runs share a block of threads. A warp's threads store side by side; more warps join
+    // them where each still takes several turns.
     unsigned along = 1;
-    while (along < blocks && along < kThreads) along *= 2;
+    while (along < kThreads && (along < kWarp ? along : 8 * along) < blocks) along *= 2;
     const unsigned across = kThreads / along;
-    const auto grid_y = std::min(ceil_div(runs, across), kMostBlocks);
-    launch(run_kernel<T, PlaceOf>,
-           dim3(static_cast<unsigned>(ceil_div(blocks, along)), static_cast<unsigned>(grid_y)),
+    const auto kernel = run_kernel<T, PlaceOf>;
+    const std::int64_t most = enough_blocks(kernel);
+    const std::int64_t grid_y = std::min(ceil_div(runs, across), most);
+    const std::int64_t grid_x = std::min(ceil_div(blocks, along), ceil_div(most, grid_y));
+    launch(kernel, dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)),
            dim3(along, across), 0, stream, false, place_of, runs, size, out);
 }
 
@@ -92,7 +112,11 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t matrix = blockIdx.y; matrix < matrices; matrix += gridDim.y) {
         const std::uint64_t seed = seeds[matrix / layers];
         const std::int64_t layer = matrix % layers;
-        Four<T> sum[kColumns] = {};
+        Four<T> sum[kColumns];
+        NFD_FAST_UNROLL
+        for (auto& four : sum) {
+            for (T& value : four.value) value = -T(0);  // +0 would lose the sign of a zero
+        }
         for (std::int64_t s = 1; s <= fine; ++s) {
             const NoiseAddress address = noise_address(seed, tag, layer * fine + s);
             NFD_FAST_UNROLL
@@ -100,11 +124,7 @@ __global__ void __launch_bounds__(kThreads)
                 const Four<T> increment =
                     made_of<T>(four_words(address, static_cast<std::uint32_t>(group),
                                           static_cast<std::uint32_t>(column + j)));
-                for (int row = 0; row < 4; ++row) {
-                    // The first one itself: adding it to zero would lose the sign of a zero.
-                    sum[j].value[row] =
-                        s == 1 ? increment.value[row] : sum[j].value[row] + increment.value[row];
-                }
+                for (int row = 0; row < 4; ++row) sum[j].value[row] += increment.value[row];
             }
         }
         T* block = out + (matrix * rows + 4 * group) * columns + column;
@@ -113,9 +133,7 @@ __global__ void __launch_bounds__(kThreads)
             if (4 * group + row >= rows) break;
             Four<T> line{};
             NFD_FAST_UNROLL
-            for (int j = 0; j < kColumns; ++j) {
-                line.value[j] = fine == 1 ? sum[j].value[row] : normalization * sum[j].value[row];
-            }
+            for (int j = 0; j < kColumns; ++j) line.value[j] = normalization * sum[j].value[row];
             store(line, block + row * columns, kColumns);
         }
     }
@@ -127,9 +145,10 @@ void fill_matrices_by(const std::uint64_t* seeds, int replicas, nfd_fast::Stream
                       std::int64_t fine, T* out, cudaStream_t stream) {
     const std::int64_t matrices = replicas * layers;
     const std::int64_t items = ceil_div(rows, 4) * (columns / kColumns);
-    launch(matrix_kernel<T, kColumns>,
-           dim3(static_cast<unsigned>(ceil_div(items, kThreads)),
-                static_cast<unsigned>(std::min(matrices, kMostBlocks))),
+    const auto kernel = matrix_kernel<T, kColumns>;
+    const std::int64_t grid_x = ceil_div(items, kThreads);
+    const std::int64_t grid_y = std::min(matrices, ceil_div(enough_blocks(kernel), grid_x));
+    launch(kernel, dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)),
            dim3(kThreads), 0, stream, false, seeds, tag, layers, matrices, rows, columns, fine,
            static_cast<T>(1 / std::sqrt(static_cast<double>(fine))), out);
 }

@@ -16,10 +16,16 @@ struct alignas(16) Four {
     T value[4];
 };
 
+// Whether a Four may be stored there in one piece.
+template <class T>
+__device__ inline bool aligned(const T* at) {
+    return reinterpret_cast<std::uintptr_t>(at) % alignof(Four<T>) == 0;
+}
+
 // Stores the first `count`, at most four.
 template <class T>
 __device__ inline void store(const Four<T>& four, T* to, std::int64_t count) {
-    if (count >= 4 && reinterpret_cast<std::uintptr_t>(to) % alignof(Four<T>) == 0) {
+    if (count >= 4 && aligned(to)) {
         *reinterpret_cast<Four<T>*>(to) = four;
         return;
     }
@@ -32,9 +38,7 @@ __device__ inline void store(const Four<T>& four, T* to, std::int64_t count) {
 // The same the other way; the others are zero.
 template <class T>
 __device__ inline Four<T> load(const T* from, std::int64_t count) {
-    if (count >= 4 && reinterpret_cast<std::uintptr_t>(from) % alignof(Four<T>) == 0) {
-        return *reinterpret_cast<const Four<T>*>(from);
-    }
+    if (count >= 4 && aligned(from)) return *reinterpret_cast<const Four<T>*>(from);
     Four<T> four{};
     NFD_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {

@@ -13,7 +13,8 @@ import nfd_fast as nfd
 from nfd_fast import _core, kernels
 
 DTYPES = ("float32", "float64")
-SIZES = (0, 1, 3, 4, 7, 1027, 4096)
+# Around a warp's 32 blocks of four neurons, eight times that, and a whole block of threads.
+SIZES = (0, 1, 3, 4, 7, 128, 131, 1024, 1027, 4096, 4097)
 COLUMNS: tuple[tuple[int, ...], ...] = ((), (3,), (0, 7, 2**32 - 1))
 
 # Each side is within KERNEL_ULPS of the exact normal, of which one ulp is at most two of a
@@ -51,11 +52,25 @@ def test_normals_agree(cuda: ModuleType, size: int, columns: tuple[int, ...], dt
 
 
 def test_many_columns_of_few_neurons(cuda: ModuleType) -> None:
-    """More columns than 256 (of a block) times 65535 (of a grid's second axis), on a GPU."""
-    columns = np.arange(1000 if cuda.ARCHITECTURES == "emulated" else 17 * 2**20, dtype=np.uint32)
+    """More of them than the threads that are started."""
+    columns = np.arange(13_000 if cuda.ARCHITECTURES == "emulated" else 17 * 2**20, dtype=np.uint32)
     out = cuda.OwnedArray(np.full((len(columns), 3), np.nan, np.float32))
     kernels.normal(8, "hidden", 3, columns=columns, out=out)
     assert_close(out.numpy(), kernels.normal(8, "hidden", 3, columns=columns))
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(500, 129), (100_000, 130), (2, 4_000_003), (5, 2**20)]
+)
+def test_threads_take_several_turns(cuda: ModuleType, count: int, size: int) -> None:
+    """Along a column, over the columns, and both; not every column starts at 16 bytes."""
+    if cuda.ARCHITECTURES == "emulated":
+        count = min(count, 3000)
+    out = cuda.OwnedArray(np.zeros((count, size), np.uint32))
+    kernels.words(8, "hidden", size, columns=range(count), out=out)
+    np.testing.assert_array_equal(
+        out.numpy(), kernels.words(8, "hidden", size, columns=range(count))
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,7 +86,14 @@ def test_box_muller_in_high_precision(cuda: ModuleType, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("width", "inputs", "outputs", "depth", "fine"),
-    [(1, 1, 1, 1, 1), (5, 3, 2, 2, 1), (8, 4, 1, 2, 3), (6, 7, 3, 3, 2), (70, 65, 2, 1, 1)],
+    [
+        (1, 1, 1, 1, 1),
+        (5, 3, 2, 2, 1),
+        (8, 4, 1, 2, 3),
+        (6, 7, 3, 3, 2),
+        (70, 65, 2, 1, 1),
+        (2, 1, 1, 1200, 1),
+    ],
 )
 def test_weights_are_the_initial_ones(
     cuda: ModuleType, width: int, inputs: int, outputs: int, depth: int, fine: int, dtype: str
@@ -128,6 +150,27 @@ class Exported:
 def test_outputs_that_cannot_be_filled(cuda: ModuleType, array: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kernels.normal(0, "hidden", 8, out=Exported(array))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", *DTYPES])
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 4, 131, 5000])
+def test_outputs_anywhere_in_memory(cuda: ModuleType, size: int, first: int, dtype: str) -> None:
+    """Aligned for their numbers, but not for 16 bytes; what is around them stays as it is."""
+    if cuda.ARCHITECTURES != "emulated":
+        pytest.skip("only memory of the host can be offered from its middle")
+    memory = np.full(first + 2 * size + 4, 7, dtype)
+    out = memory[first : first + 2 * size].reshape(2, size)
+    options: dict[str, Any] = {"layer": 3, "columns": (4, 0)}
+    if dtype == "uint32":
+        kernels.words(8, "hidden", size, out=Exported(out), **options)
+        np.testing.assert_array_equal(out, kernels.words(8, "hidden", size, **options))
+    else:
+        options["dtype"] = dtype
+        kernels.normal(8, "hidden", size, out=Exported(out), **options)
+        assert_close(out, kernels.normal(8, "hidden", size, **options))
+    assert (memory[:first] == 7).all()
+    assert (memory[first + 2 * size :] == 7).all()
 
 
 def test_arguments_that_do_not_fit(cuda: ModuleType) -> None:
