@@ -21,13 +21,14 @@ from nfd_fast.problem import Problem
 pytestmark = pytest.mark.gpu
 
 CASES = {
-    "n=1000000 L=64 B=4 K=4": (1_000_000, 64, 4, 4),
-    "n=10000 L=1000 B=4 K=4": (10_000, 1000, 4, 4),
+    "n=1000000 L=64 B=4 K=4": (1_000_000, 64, 4, 4, 1),
+    "n=10000 L=1000 B=4 K=4": (10_000, 1000, 4, 4, 1),
+    "n=10000 L=1000 B=4 K=4, 6 replicas": (10_000, 1000, 4, 4, 6),
 }
 INPUTS = 16
 
 
-def problem(width: int, depth: int, batch: int, updates: int) -> Problem:
+def problem(width: int, depth: int, batch: int, updates: int, replicas: int) -> Problem:
     rng = np.random.default_rng(0)
     samples = batch * updates
     return Problem(
@@ -37,7 +38,7 @@ def problem(width: int, depth: int, batch: int, updates: int) -> Problem:
         targets=rng.normal(size=(samples, 1)),
         labels=None,
         batches=np.arange(samples).reshape(updates, batch),
-        seeds=(0,),
+        seeds=tuple(range(replicas)),
         backward="reused",
         fine=1,
         dtype="float32",
@@ -51,16 +52,16 @@ def problem(width: int, depth: int, batch: int, updates: int) -> Problem:
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.quick) for case in CASES])
 def test_sweep(benchmark: Any, cuda: ModuleType, case: str) -> None:
     """Time per layer of the last pass, which is forward with M = K B columns in each basis."""
-    sizes = (20, 3, 2, 2) if gpu.emulated(cuda) else CASES[case]
-    width, depth, batch, updates = sizes
+    sizes = (20, 3, 2, 2, CASES[case][-1]) if gpu.emulated(cuda) else CASES[case]
+    width, depth, batch, updates, replicas = sizes
     task = conditional.compiled(problem(*sizes))
     times = []
 
     def train() -> Any:
-        losses, milliseconds = np.full((1, updates + 1), np.nan), np.zeros((updates + 1, 2))
+        losses, milliseconds = np.full((replicas, updates + 1), np.nan), np.zeros((updates + 1, 2))
         cuda.run(task, _core.Engine.conditional, {"losses": losses}, None, milliseconds)
         times.append(milliseconds)
-        return losses[0]
+        return losses
 
     first = train()
     assert (first < 10).all()
@@ -69,18 +70,19 @@ def test_sweep(benchmark: Any, cuda: ModuleType, case: str) -> None:
     passes = np.median(times[1:], axis=0) / 1e3
     last = passes[updates, 0]
     columns, copied = updates * batch, gpu.limits().copy
-    least = 4.0 * (5 * columns + 7 * batch) * width * depth / copied
-    least_of_all = conditional_bytes(*sizes) / copied
+    layers = depth * replicas
+    least = 4.0 * (5 * columns + 7 * batch) * width * layers / copied
+    least_of_all = replicas * conditional_bytes(width, depth, batch, updates) / copied
     benchmark.extra_info |= {
         "columns": columns,
         "forward_seconds": passes[:, 0].tolist(),
         "backward_seconds": passes[:-1, 1].tolist(),
-        "layer_seconds": last / depth,
+        "layer_seconds": last / layers,
         "least_seconds": {"last pass": least, "all passes": least_of_all},
         "share_of_copy_bandwidth": least / last,
         "fraction_of_limit": least_of_all / passes.sum(),
         "summary": (
-            f"M={columns}: {last / depth * 1e6:.3g} µs a layer, {least / last:.0%} of the copy "
+            f"M={columns}: {last / layers * 1e6:.3g} µs a layer, {least / last:.0%} of the copy "
             f"bandwidth ({last / least:.2f} × its bound); all passes {passes.sum() * 1e3:.3g} ms, "
             f"{least_of_all / passes.sum():.0%}"
         ),

@@ -42,7 +42,8 @@ struct ConditionalHidden {
     Pass<T> pass;
     std::int64_t squares;  // numbers of a replica's arrays of small matrices
 
-    // The sizes that depend on the problem alone.
+    // What depends on the problem alone, and with it all bits; and by what a block has of shared
+    // memory, where a step is worked out and how far ahead columns are asked for.
     static Pass<T> sizes(const Problem<T>& p) {
         Pass<T> pass{};
         const std::int64_t width = p.stack.width, batch = p.stack.batch;

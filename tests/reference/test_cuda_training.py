@@ -21,6 +21,7 @@ from nfd_fast import ACTIVATIONS, devices, memory, observables
 TOLERANCE = {"float32": 2500 * float(np.finfo(np.float32).eps), "float64": 1e-10}
 
 ENGINES = ("dense", "conditional")
+ENSEMBLE = (3, 0, 2**40 + 1, 17, 2**64 - 1)
 X = np.array([[1.0, 0.4, -0.3], [-0.5, 1.1, 0.8], [0.9, -0.7, 1.2], [0.2, 0.3, -1.4]])
 Y = np.array([1.0, -0.5, 0.3, -2.0])
 ROUND = ((0, 1), (2, 3), (1, 2))
@@ -81,7 +82,8 @@ def train(device: str, *, engine: str, **given: Any) -> nfd.Run:
             shape[name] = options.pop(name)
     net = nfd.ResNet(inputs=3, **shape)
     sgd = {name: options.pop(name) for name in ("loss", "train") if name in options}
-    y = np.outer(Y, 1.0 + np.arange(net.outputs)) / net.outputs
+    x, y = options.pop("x", X), options.pop("y", Y)
+    y = np.outer(y, 1.0 + np.arange(net.outputs)) / net.outputs
     if sgd.get("loss") == "cross_entropy":
         y = np.arange(4) % net.outputs
     backward = options.setdefault("backward", "reused")
@@ -92,7 +94,7 @@ def train(device: str, *, engine: str, **given: Any) -> nfd.Run:
         "record": everything(engine, backward),
     } | options
     rate = options.pop("rate")
-    return nfd.train(net, nfd.SGD(rate, **sgd), X, y, device=device, engine=engine, **options)
+    return nfd.train(net, nfd.SGD(rate, **sgd), x, y, device=device, engine=engine, **options)
 
 
 def assert_agreement(**options: Any) -> None:
@@ -181,6 +183,47 @@ def test_sums_of_several_chunks(size: int) -> None:
     assert_agreement(engine="conditional", width=9001, batches=batches, **options)
 
 
+def fresh_samples(batch: int, updates: int, **options: Any) -> dict[str, Any]:
+    """Return options of a run in which no sample comes twice, so that every block is new."""
+    rng = np.random.default_rng(batch)
+    samples = batch * updates
+    return {
+        "x": rng.normal(size=(samples, 3)),
+        "y": rng.normal(size=samples),
+        "batches": np.arange(samples).reshape(updates, batch),
+        "engine": "conditional",
+        "depth": 2,
+    } | options
+
+
+# Emulated, tiles are 128 or 256 neurons wide, and their columns come in pieces of 4 to 16.
+TILES: dict[str, dict[str, Any]] = {
+    "a whole tile": fresh_samples(3, 3, width=256),
+    "a neuron more": fresh_samples(2, 4, width=257),
+    "two narrow tiles": fresh_samples(5, 3, width=255, dtype="float32"),
+    "several tiles": fresh_samples(4, 3, width=1100, dtype="float32"),
+    "more chunks than blocks": fresh_samples(2, 2, width=4000),
+    "several blocks of columns": fresh_samples(9, 2, width=270),
+    "and more": fresh_samples(17, 2, width=140, backward="decoupled"),
+    "fine noise": fresh_samples(9, 2, width=140, noise_depth=4),
+    "many pieces": fresh_samples(4, 12, width=270, rate=0.05, dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("case", TILES)
+def test_tiles_and_pieces(case: str) -> None:
+    assert_agreement(**TILES[case])
+
+
+def test_bits_do_not_depend_on_the_blocks() -> None:
+    """A replica has fewer of them, of which none is spared for archiving, if there are others."""
+    options = fresh_samples(3, 2, width=1100, dtype="float32")
+    together = arrays(train("cuda", seed=ENSEMBLE, **options))
+    for replica, seed in enumerate(ENSEMBLE):
+        for name, array in arrays(train("cuda", seed=seed, **options)).items():
+            np.testing.assert_array_equal(together[name][replica], array, err_msg=name)
+
+
 @of_engines
 @pytest.mark.parametrize("every", [2, 4])
 def test_some_layers_are_recorded(every: int, engine: str) -> None:
@@ -192,9 +235,6 @@ def test_some_layers_are_recorded(every: int, engine: str) -> None:
 def test_records_one_by_one(record: tuple[str, ...], engine: str) -> None:
     """What is not asked for is not missed."""
     assert_agreement(engine=engine, record=record)
-
-
-ENSEMBLE = (3, 0, 2**40 + 1, 17, 2**64 - 1)
 
 
 @of_backwards

@@ -87,7 +87,7 @@ struct tanh {
         const T t = at_most(absolute(x), FloatFormat<T>::exp_limit / T(2));
         const auto e = scaled_exponential(T(-2) * t);
         const T denominator = T(1) + e.value();
-        return e.times(T(4) / (denominator * denominator));
+        return e.times(quotient(T(4), denominator * denominator));
     }
 };
 
@@ -135,7 +135,7 @@ struct silu {
     NFD_FAST_INLINE static T value(T x) {
         const T t = at_most(absolute(x), FloatFormat<T>::exp_limit);
         const auto e = scaled_exponential(-t);
-        return at_least(x, T(0)) - e.times(t / (T(1) + e.value()));
+        return at_least(x, T(0)) - e.times(quotient(t, T(1) + e.value()));
     }
 
     /// f'(-t) = e (1 + e - t)/(1 + e)^2
@@ -144,7 +144,7 @@ struct silu {
         const T t = at_most(absolute(x), FloatFormat<T>::exp_limit);
         const auto e = scaled_exponential(-t);
         const T one_plus_e = T(1) + e.value();
-        const T negative_side = e.times((one_plus_e - t) / (one_plus_e * one_plus_e));
+        const T negative_side = e.times(quotient(one_plus_e - t, one_plus_e * one_plus_e));
         return x < T(0) ? negative_side : T(1) - negative_side;
     }
 };
@@ -161,7 +161,7 @@ struct softplus {
     NFD_FAST_INLINE static T derivative(T x) {
         const T t = at_most(absolute(x), FloatFormat<T>::exp_limit);
         const T e = scaled_exponential(-t).value();
-        return (x < T(0) ? e : T(1)) / (T(1) + e);
+        return quotient(x < T(0) ? e : T(1), T(1) + e);
     }
 };
 

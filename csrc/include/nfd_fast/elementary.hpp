@@ -136,7 +136,8 @@ NFD_FAST_INLINE T horner(const Polynomial<T, Size>& polynomial, T power) {
     }
 }
 
-/// a / b, for b and the result far from the ends of the exponents' range.
+/// a / b, for b far from the ends of the exponents' range. (On a GPU a result that is close to them
+/// may be off by 2 ulp.)
 template <class T>
 NFD_FAST_INLINE T quotient(T a, T b) {
 #if defined(__CUDA_ARCH__)
@@ -274,7 +275,7 @@ NFD_FAST_INLINE T one_minus_exponential(T t) {
 /// with positive terms in s^2 and relative accuracy down to x = 0 without a second branch.
 template <class T>
 NFD_FAST_INLINE T log1p_unit(T x) {
-    const T s = x / (T(2) + x);
+    const T s = quotient(x, T(2) + x);
     const T z = s * s;
     return fused_multiply_add(s * z, evaluate(Coefficients<T>::log1p_factor(), z), s + s);
 }
@@ -289,13 +290,13 @@ NFD_FAST_INLINE T hyperbolic_tangent(T x) {
     const T t = absolute(x);
     if constexpr (sizeof(T) == sizeof(float)) {
         const T z = t * t;
-        const T ratio =
-            t * evaluate(C::tanh_ratio_numerator(), z) / evaluate(C::tanh_ratio_denominator(), z);
+        const T ratio = quotient(t * evaluate(C::tanh_ratio_numerator(), z),
+                                 evaluate(C::tanh_ratio_denominator(), z));
         // Beyond saturation the ratio means nothing, and z may even overflow.
         return with_sign_of(x, t > saturation ? T(1) : at_most(ratio, T(1)));
     } else {
         const T w = one_minus_exponential(T(2) * at_most(t, saturation));
-        return with_sign_of(x, w / (T(2) - w));
+        return with_sign_of(x, quotient(w, T(2) - w));
     }
 }
 
@@ -312,7 +313,7 @@ NFD_FAST_INLINE T error_function(T x) {
 template <class T>
 NFD_FAST_INLINE T scaled_gaussian_tail(T t) {
     using C = Coefficients<T>;
-    return evaluate(C::mills_numerator(), t) / evaluate(C::mills_denominator(), t);
+    return quotient(evaluate(C::mills_numerator(), t), evaluate(C::mills_denominator(), t));
 }
 
 /// (1 - Phi(t) - t phi(t)) e^(t^2/2), phi the normal density, for 0 <= t <= gauss_limit: the slope
@@ -321,7 +322,8 @@ NFD_FAST_INLINE T scaled_gaussian_tail(T t) {
 template <class T>
 NFD_FAST_INLINE T scaled_gelu_slope(T t) {
     using C = Coefficients<T>;
-    return evaluate(C::gelu_slope_numerator(), t) / evaluate(C::gelu_slope_denominator(), t);
+    return quotient(evaluate(C::gelu_slope_numerator(), t),
+                    evaluate(C::gelu_slope_denominator(), t));
 }
 
 }  // namespace NFD_FAST_TARGET
