@@ -23,7 +23,7 @@ constexpr std::int64_t kMostChunks = 256;
 template <class T>
 void ConditionalState<T>::lay_out(const Problem<T>& p, Arena& arena) {
     const std::int64_t width = p.stack.width, batch = p.stack.batch;
-    capacity = std::min((p.first_update + p.updates) * batch, width);
+    capacity = stride = std::min((p.first_update + p.updates) * batch, width);
     tiles = (width + kTile - 1) / kTile;
     tile_width =
         ((width + tiles - 1) / tiles + 15) / 16 * 16;  // alike, so that little is filled up

@@ -45,7 +45,7 @@ class ColumnStream {
     };
 
     // Between two columns of a piece, so that neighbouring ones begin in banks of their own.
-    static constexpr int kGap = 4;
+    static constexpr int kGap = 16 / static_cast<int>(sizeof(T));
 
     // From byte `ring` of shared memory on there is room for `slots` pieces of so many columns that
     // are `tile` long, both powers of two.
@@ -90,11 +90,11 @@ class ColumnStream {
         if (looks_ahead()) {
             if (threadIdx.x == Threads - kWarp) next_ = {order_.begin(), 0};
             look_ahead(0);
-            look_ahead(1);
         }
         __syncthreads();
 #pragma unroll 1
         for (int slot = 0; slot + 1 < slots_; ++slot) ask(slot, slot);
+        if (looks_ahead()) look_ahead(1);
         return {0, slots_ - 1};
     }
 
@@ -109,6 +109,12 @@ class ColumnStream {
             const T* piece = next(ticket);
             f(piece, first, all - first < piece_columns_ ? all - first : piece_columns_);
         }
+    }
+
+    __device__ static int shift_of(int power_of_two) {
+        int shift = 0;
+        while (1 << shift < power_of_two) ++shift;
+        return shift;
     }
 
   private:
@@ -127,12 +133,6 @@ class ColumnStream {
     };
     // Notes of pieces to be asked for: one half is written while the other is read.
     static constexpr int kHalf = 16;
-
-    __device__ static int shift_of(int power_of_two) {
-        int shift = 0;
-        while (1 << shift < power_of_two) ++shift;
-        return shift;
-    }
 
     // Waits for the next piece, and asks for another one where the one before it was: all have done
     // with that.
@@ -169,12 +169,13 @@ class ColumnStream {
 
     __device__ __forceinline__ void ask(int slot, int note) const {
         const Piece piece = note_[note];
+        const int shift = column_shift_, bytes = piece.bytes;
         auto* const to = reinterpret_cast<unsigned char*>(piece_at(slot));
         const auto* const from = reinterpret_cast<const unsigned char*>(piece.from);
-        constexpr int gap_bytes = kGap * static_cast<int>(sizeof(T));
-#pragma unroll 1
-        for (int at = static_cast<int>(threadIdx.x) * 16; at < piece.bytes; at += Threads * 16) {
-            copy_ahead<16>(to + at + (at >> column_shift_) * gap_bytes, from + at);
+        constexpr int gap = kGap * static_cast<int>(sizeof(T));
+#pragma unroll 2
+        for (int at = static_cast<int>(threadIdx.x) * 16; at < bytes; at += Threads * 16) {
+            copy_ahead<16>(to + at + (at >> shift) * gap, from + at);
         }
         close_copies();  // empty ones count as well
     }

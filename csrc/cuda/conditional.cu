@@ -2,6 +2,7 @@
 // (conditional_sweeper.hpp). Here are its memory and its launches.
 
 #include <algorithm>
+#include <string>
 #include <type_traits>
 
 #include "cuda/conditional_sweeper.hpp"
@@ -42,13 +43,13 @@ struct ConditionalHidden {
     Pass<T> pass;
     std::int64_t squares;  // numbers of a replica's arrays of small matrices
 
-    // What depends on the problem alone, and with it all bits; and by what a block has of shared
-    // memory, where a step is worked out and how far ahead columns are asked for.
+    // The sizes that depend on the problem alone, and with them all bits.
     static Pass<T> sizes(const Problem<T>& p) {
         Pass<T> pass{};
         const std::int64_t width = p.stack.width, batch = p.stack.batch;
         pass.stack = p.stack;
         pass.memory.capacity = std::min((p.first_update + p.updates) * batch, width);
+        pass.memory.stride = pass.memory.capacity;
         pass.tile_width = width >= kWide ? kTile : kNarrowTile;
         pass.tiles = (width + pass.tile_width - 1) / pass.tile_width;
         const std::int64_t most = (pass.tiles + kMostChunks - 1) / kMostChunks;  // of a chunk
@@ -64,24 +65,30 @@ struct ConditionalHidden {
         Step<T> step{};
         pass.applied = static_cast<std::int64_t>(step.lay_out(arena, capacity, batch, padded));
         pass.step_bytes = static_cast<std::int64_t>(arena.used());
-        const auto column_bytes = pass.tile_width * static_cast<std::int64_t>(sizeof(T));
-        pass.piece_columns =
-            static_cast<int>(std::max<std::int64_t>(1, kPieceBytes / column_bytes));
-        pass.step_shared = Member<T>::step_shared_bytes(pass) <= kMostStepBytes;
-        share_out_memory(pass);
-        if (pass.slots == 0) {
-            pass.step_shared = false;
-            share_out_memory(pass);
-        }
         return pass;
     }
-    // What a block's own arrays leave of its shared memory is for the pieces of its stream.
-    static void share_out_memory(Pass<T>& pass) {
-        with_kernel(pass, [&](auto, std::size_t taken) {
-            pass.slots = ColumnStream<T, kThreads>::slots_for(
-                most_shared_bytes() - static_cast<std::int64_t>(taken), pass.piece_columns,
-                pass.tile_width);
-        });
+
+    // And what depends on the shared memory that a block may have: the small matrices near and some
+    // groups of columns on their way, or as much as there is room for.
+    static Pass<T> fitted(Pass<T> pass) {
+        const auto column_bytes = pass.tile_width * static_cast<std::int64_t>(sizeof(T));
+        const auto most = static_cast<int>(std::max<std::int64_t>(1, kPieceBytes / column_bytes));
+        for (const bool near : {true, false}) {
+            pass.step_shared = near;
+            const int least = near ? std::min(most, kGroup) : 1;
+            for (pass.piece_columns = most; pass.piece_columns >= least; pass.piece_columns /= 2) {
+                pass.slots = 0;
+                with_kernel(pass, [&](auto, std::size_t taken) {
+                    pass.slots = ColumnStream<T, kThreads>::slots_for(
+                        most_shared_bytes() - static_cast<std::int64_t>(taken), pass.piece_columns,
+                        pass.tile_width);
+                });
+                if (pass.slots >= 3) return pass;
+            }
+        }
+        throw DeviceError("the device has too little shared memory for batches of " +
+                          std::to_string(pass.stack.batch) + (sizeof(T) == 8 ? " in float64" : "") +
+                          "; take " + (sizeof(T) == 8 ? "float32 or " : "") + "a smaller batch");
     }
 
     static int resident(const Pass<T>& pass) {
@@ -94,7 +101,7 @@ struct ConditionalHidden {
     }
 
     static int most_replicas(const Problem<T>& p) {
-        const Pass<T> pass = sizes(p);
+        const Pass<T> pass = fitted(sizes(p));
         // With some chunks to a block, the meetings of a layer take a small part of its time; and a
         // second block saves the leader from archiving.
         const std::int64_t blocks =
@@ -134,7 +141,7 @@ struct ConditionalHidden {
         const double chunks = static_cast<double>(s.chunks);
         arena.take(s.sums, 2 * count * chunks * static_cast<double>(s.slot_size));
         arena.take(s.measured, 2 * count * chunks * static_cast<double>(s.measure_size));
-        arena.take(s.combined, s.step_shared ? 0 : 2 * count * static_cast<double>(s.slot_size));
+        arena.take(s.combined, 2 * count * static_cast<double>(s.slot_size));
         arena.take(s.steps, 2 * count * static_cast<double>(s.step_bytes));
         arena.take(s.heads, 2 * count);
         arena.take(s.meetings, 2 * count);  // room to begin at a multiple of its alignment
@@ -178,7 +185,7 @@ struct ConditionalHidden {
   private:
     void run(const Problem<T>& p, const Wave<T>& wave, std::int64_t k, Side side, bool keep,
              double step) {
-        Pass<T> s = pass;
+        Pass<T> s = fitted(pass);
         const bool coupled = !p.decoupled && p.keep_coupling;
         s.rules = {p.stack.width, p.stack.batch,  p.stack.branch_factor, p.tolerance, !p.decoupled,
                    coupled,       p.train_hidden, held(p.stack.batch),   side,        keep};

@@ -59,7 +59,7 @@ class Member {
     static NFD_FAST_HD std::int64_t step_shared_bytes(const Pass<T>& p) {
         const std::int64_t capacity = p.memory.capacity;
         return rounded(p.step_bytes) + rounded(p.slot_size * 8) +
-               rounded((kMatrices * capacity + p.stack.batch) * capacity * 8);
+               rounded((kMatrices * near_stride(capacity) + p.stack.batch) * capacity * 8);
     }
     static NFD_FAST_HD std::int64_t shared_bytes(const Pass<T>& p) {
         return rounded(kScratch * 8) + (p.step_shared ? step_shared_bytes(p) : 0);
@@ -149,9 +149,9 @@ class Member {
 
     // Neighbouring tiles are swept at the same time, each by a block of its own: few pages of
     // memory are then in use at once, and their addresses stay known.
+    __device__ bool sweeps() const { return member_ < p_.sweepers; }
     __device__ TileOrder tiles() const {
-        const bool sweeps = member_ < p_.sweepers;
-        return {p_.tiles, p_.chunks, sweeps ? member_ : p_.chunks, p_.sweepers};
+        return {p_.tiles, p_.chunks, sweeps() ? member_ : p_.chunks, p_.sweepers};
     }
     template <class F>
     __device__ void for_tiles(F f) const {
@@ -163,6 +163,9 @@ class Member {
     }
 
     // --- Meetings ---
+    //
+    // What a thread releases after a barrier of its block, whoever acquires it sees, and after a
+    // barrier all of its block: no fences beside these.
 
     // Whether a count, which may have come round to zero, has still to reach another. Those who are
     // ahead may have passed it.
@@ -176,7 +179,6 @@ class Member {
         __syncthreads();
         if (threadIdx.x == 0) {
             ++phase_;
-            __threadfence();
             add_release(&meeting().arrived);
         }
     }
@@ -184,7 +186,6 @@ class Member {
         if (threadIdx.x == 0) {
             const unsigned all = phase_ * static_cast<unsigned>(p_.members);
             while (before(load_acquire(&meeting().arrived), all)) pause();
-            __threadfence();
         }
         __syncthreads();
     }
@@ -205,16 +206,12 @@ class Member {
             published_head(index) = head_;
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            store_release(&meeting().published, phase_);
-        }
+        if (threadIdx.x == 0) store_release(&meeting().published, phase_);
         __syncthreads();
     }
     __device__ void wait_for_leader() const {
         if (threadIdx.x == 0) {
             while (before(load_acquire(&meeting().published), phase_)) pause();
-            __threadfence();
         }
         __syncthreads();
     }
@@ -254,6 +251,9 @@ class Member {
     // from the device's they would come one line after the other.
     static constexpr int kMatrices = 10;
 
+    // Between the rows of a copy: odd, since threads of a warp read a column.
+    static NFD_FAST_HD std::int64_t near_stride(std::int64_t capacity) { return capacity | 1; }
+
     // Calls f(array of all layers, copy, its entry in near_, whether append() or learn() changes
     // it) for each matrix there is.
     template <class F>
@@ -261,7 +261,7 @@ class Member {
         double* here = matrices_;
         const auto next = [&](double* const& array, double*& near, bool changes) {
             if (array) f(array, here, near, changes);
-            here += memory_.capacity * memory_.capacity;
+            here += memory_.capacity * near_stride(memory_.capacity);
         };
         next(memory_.factor[side_], near_.factor[side_], true);
         next(memory_.inverse[side_], near_.inverse[side_], true);
@@ -274,8 +274,21 @@ class Member {
         next(memory_.along_other[side_], near_.along_other[side_], true);
         next(memory_.learned, near_.learned, true);
     }
+    // Calls f(place in the copy, row, column) for the numbers of the rows in use, a warp to a row.
+    template <class F>
+    __device__ void for_rows(F f) const {
+        const int columns = static_cast<int>(memory_.capacity);
+        const int stride = static_cast<int>(near_stride(columns));
+#pragma unroll 1
+        for (int i = static_cast<int>(threadIdx.x) / kWarp; i < near_rows_; i += kWarps) {
+#pragma unroll 1
+            for (int j = static_cast<int>(threadIdx.x) % kWarp; j < columns; j += kWarp) {
+                f(i * stride + j, i, j);
+            }
+        }
+    }
     __device__ double* near_features() const {
-        return matrices_ + kMatrices * memory_.capacity * memory_.capacity;
+        return matrices_ + kMatrices * memory_.capacity * near_stride(memory_.capacity);
     }
     // Begins to copy what is known of a layer; near_is_there() waits for it.
     __device__ NFD_FAST_OUTLINE void bring_near(std::int64_t layer) {
@@ -288,16 +301,13 @@ class Member {
         }
         // Rows in use, and those that append() may add.
         const std::int64_t p = rank(side_, layer), q = rank(other(), layer);
-        const std::int64_t capacity = memory_.capacity, square = capacity * capacity;
-        const std::int64_t rows = (p > q ? p : q) + batch_;
-        const std::int64_t count = rows < capacity ? rows * capacity : square;
+        const std::int64_t rows = (p > q ? p : q) + batch_, capacity = memory_.capacity;
+        if (threadIdx.x == 0) near_rows_ = static_cast<int>(rows < capacity ? rows : capacity);
+        __syncthreads();
         for_matrices([&](double* array, double* here, double*& near, bool) {
-            const double* from = array + (layer - 1) * square;
+            const Small from = memory_.square(array, layer);
             if (threadIdx.x == 0) near = here;
-#pragma unroll 1
-            for (std::int64_t i = threadIdx.x; i < count; i += kThreads) {
-                copy_ahead<8>(here + i, from + i);
-            }
+            for_rows([&](int at, int i, int j) { copy_ahead<8>(here + at, &from(i, j)); });
         });
         const std::int64_t coefficients = rank(kFeatures, layer) * batch_;
         const double* from = memory_.features + (layer - 1) * memory_.capacity * batch_;
@@ -312,9 +322,9 @@ class Member {
         close_copies();
         if (threadIdx.x == 0) {
             near_.capacity = capacity;
+            near_.stride = near_stride(capacity);
             near_.features = near_features();
             near_layer_ = 1;
-            near_numbers_ = count;
         }
     }
     __device__ void near_is_there() const {
@@ -326,12 +336,9 @@ class Member {
         if (!p_.step_shared) return;
         if (threadIdx.x == 0) memory_.ranks[side_][layer - 1] = near_ranks_[side_];
         __syncthreads();
-        const std::int64_t square = memory_.capacity * memory_.capacity;
-        const std::int64_t count = near_numbers_;
         for_matrices([&](double* array, const double* here, double*&, bool changes) {
-            double* const to = array + (layer - 1) * square;
-#pragma unroll 1
-            for (std::int64_t i = threadIdx.x; changes && i < count; i += kThreads) to[i] = here[i];
+            const Small to = memory_.square(array, layer);
+            if (changes) for_rows([&](int at, int i, int j) { to(i, j) = here[at]; });
         });
         if (forward()) {
             const std::int64_t coefficients = rank(kFeatures, layer) * batch_;
@@ -458,7 +465,8 @@ class Member {
     const int row_;  // numbers of a row of coefficients, filled up
     const LayerMemory memory_;
     LayerMemory near_{};  // of the layer that the algebra is about, as its layer near_layer_
-    std::int64_t near_layer_ = 1, near_numbers_ = 0, near_ranks_[2];
+    std::int64_t near_layer_ = 1, near_ranks_[2];
+    int near_rows_ = 0;
     double* matrices_ = nullptr;  // of near_, where they are copies
     unsigned phase_ = 0;
     bool stop_ = false;

@@ -46,10 +46,6 @@ constexpr std::int64_t kTables = 4;
 // Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
 constexpr int kMostHeld = 8;
 
-// The most shared memory for a layer's small matrices: the rest is for what is staged, and on its
-// way.
-constexpr std::int64_t kMostStepBytes = 65536;
-
 // From how many numbers of a block's coefficients on a whole block works faster than its warp.
 constexpr std::int64_t kBlockCrewFrom = 768;
 
@@ -152,7 +148,7 @@ template <int N, class T>
 __device__ inline void combine(const T* columns, int i, int apart, int count, const T* coefficients,
                                int row, T (&sum)[N]) {
     const T* column = columns + i;
-#pragma unroll 8
+#pragma unroll 4
     for (int j = 0; j < count; ++j) {
         T factor[N];
         load_row<N>(coefficients, factor);

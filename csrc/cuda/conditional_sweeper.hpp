@@ -36,13 +36,14 @@ class Sweeper : Member<T> {
         Base::gather, Base::layer_at, Base::leader, Base::meet, Base::measured, Base::member_,
         Base::memory_, Base::n_, Base::other, Base::p_, Base::products_of, Base::rank, Base::record,
         Base::replica_, Base::report, Base::reused, Base::rounded, Base::row_, Base::scratch_,
-        Base::side_, Base::step_, Base::sums, Base::tables_apart, Base::tables_of, Base::tile_,
-        Base::tile_of, Base::tiles, Base::wait_for_all;
+        Base::side_, Base::step_, Base::sums, Base::sweeps, Base::tables_apart, Base::tables_of,
+        Base::tile_, Base::tile_of, Base::tiles, Base::wait_for_all;
 
   public:
     __device__ explicit Sweeper(const Pass<T>& pass)
         : Base(pass, shared(after_staged(pass))),
           stored_(batch_ > N),
+          slice_shift_(Columns::shift_of(tile_ / kSlice)),
           columns_(fixed_bytes(pass), pass.slots, pass.piece_columns, tile_, tiles()) {}
 
     // Shared memory of a block: itself, what it stages, what the base keeps, and the pieces of the
@@ -158,6 +159,7 @@ class Sweeper : Member<T> {
 
     // The update of a layer and the reductions for the next.
     __device__ void sweep(std::int64_t index) {
+        if (!sweeps()) return;
         if (threadIdx.x == 0) plan(index);
         Ticket ticket = columns_.begin();
         for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
@@ -232,22 +234,23 @@ class Sweeper : Member<T> {
     }
 
     // The same for columns that lie in shared memory. A warp takes a group of columns and a slice
-    // of the neurons: four lanes to a column, with a neuron each.
+    // of the neurons: neighbouring lanes have a neuron in common, whose staged numbers they then
+    // read as one, and four lanes a column.
     __device__ NFD_FAST_OUTLINE void products(int columns_place, int count, int staged_place,
                                               int staged, double* sums, std::int64_t stride,
                                               bool first) const {
         constexpr int lanes = kWarp / kGroup;
         constexpr int at_once = N < lanes ? N : lanes;  // sums that the lanes share out
-        const int slices = tile_ / kSlice;
-        const int lane = static_cast<int>(threadIdx.x) % kWarp, mine = lane % lanes;
+        const int shift = slice_shift_, slices = 1 << shift, between = apart();
+        const int warp = static_cast<int>(threadIdx.x) / kWarp;
+        const int lane = static_cast<int>(threadIdx.x) % kWarp, mine = lane / kGroup;
         auto* const of_slices = reinterpret_cast<double*>(shared(slices_at(tile_)));
 #pragma unroll 1
-        for (int unit = static_cast<int>(threadIdx.x) / kWarp;
-             unit < (count + kGroup - 1) / kGroup * slices; unit += kWarps) {
-            const int slice = unit % slices, start = slice * kSlice + mine;
-            const int j = unit / slices * kGroup + lane / lanes;
+        for (int unit = warp; unit < (count + kGroup - 1) / kGroup << shift; unit += kWarps) {
+            const int slice = unit & (slices - 1), start = slice * kSlice + mine;
+            const int j = (unit >> shift) * kGroup + lane % kGroup;
             const T* column = reinterpret_cast<const T*>(shared(columns_place)) +
-                              (j < count ? j : count - 1) * apart() + start;
+                              (j < count ? j : count - 1) * between + start;
             const double* right = reinterpret_cast<const double*>(shared(staged_place)) + start * N;
             double sum[N];
 #pragma unroll
@@ -265,7 +268,7 @@ class Sweeper : Member<T> {
                 double part[at_once];
 #pragma unroll
                 for (int b = 0; b < at_once; ++b) part[b] = sum[b0 + b];
-                const double total = sums_over_warp<at_once, lanes / 2>(part);
+                const double total = sums_over_warp<at_once, kWarp / 2, kGroup>(part);
                 if (mine % (lanes / at_once) == 0 && j < count) {
                     of_slices[(slice * count + j) * N + b0 + mine / (lanes / at_once)] = total;
                 }
@@ -276,15 +279,21 @@ class Sweeper : Member<T> {
         for (int k = static_cast<int>(threadIdx.x); k < count * N; k += kThreads) {
             const int b = k % N;
             if (b >= staged) continue;
-            double total = of_slices[k];
-#pragma unroll 1
-            for (int slice = 1; slice < slices; ++slice) total += of_slices[slice * count * N + k];
+            // All are read before the first is added.
+            double of_slice[kTile / kSlice];
+#pragma unroll
+            for (int slice = 0; slice < kTile / kSlice; ++slice) {
+                of_slice[slice] = slice < slices ? of_slices[slice * count * N + k] : 0.0;
+            }
+            double total = of_slice[0];
+#pragma unroll
+            for (int slice = 1; slice < kTile / kSlice; ++slice) total += of_slice[slice];
             double* to = sums + k / N * stride + b;
-            // Nobody else adds to it; so the sum has an order, and nobody waits for it.
+            // Nobody else adds to it, so the sum has an order.
             if (first) {
                 *to = total;
             } else {
-                atomicAdd(to, total);
+                add_apart(to, total);
             }
         }
     }
@@ -427,9 +436,9 @@ class Sweeper : Member<T> {
 
     // The sweep of a round for a nearly dependent block.
     __device__ NFD_FAST_OUTLINE void refine(std::int64_t index) {
-        const std::int64_t layer = layer_at(index);
+        if (!sweeps()) return;
         if (threadIdx.x == 0) {
-            const std::int64_t at = tables_of(layer);
+            const std::int64_t at = tables_of(layer_at(index));
             columns_.clear();
             columns_.add_round(blocks(batch_));
             add_run(p_.basis[side_] + at, step_.p);
@@ -661,7 +670,8 @@ class Sweeper : Member<T> {
         }
     }
 
-    const bool stored_;  // whether the block is kept whole, since more than N columns are asked
+    const bool stored_;      // whether the block is kept whole, since more than N columns are asked
+    const int slice_shift_;  // of how many slices a tile has
     Columns columns_;
 };
 

@@ -159,16 +159,18 @@ class Crew {
     std::int64_t room_;
 };
 
-// Sums N numbers of each lane over the warp, or over groups of 2 Mask lanes; afterwards lane i of a
-// group holds the total of number i / (2 Mask / N), for N a power of two up to 2 Mask: each half of
-// the lanes goes on with half of the numbers.
-// Compile-time indices throughout, so that the numbers stay in registers.
-template <int N, int Mask = kWarp / 2>
+// Sums N numbers of each lane over the warp, or over the lanes that differ in the bits from Last to
+// Mask; afterwards the lane whose bits there say i holds the total of number i / (2 Mask / Last /
+// N), for N a power of two up to 2 Mask / Last: each half of the lanes goes on with half of the
+// numbers. Compile-time indices throughout, so that the numbers stay in registers.
+template <int N, int Mask = kWarp / 2, int Last = 1>
 __device__ inline double sums_over_warp(double (&value)[N]) {
     if constexpr (N == 1) {
         double sum = value[0];
 #pragma unroll
-        for (int mask = Mask; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        for (int mask = Mask; mask >= Last; mask /= 2) {
+            sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        }
         return sum;
     } else {
         const bool upper = (static_cast<int>(threadIdx.x) & Mask) != 0;
@@ -178,7 +180,7 @@ __device__ inline double sums_over_warp(double (&value)[N]) {
             const double low = value[i], high = value[i + N / 2];
             half[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, Mask);
         }
-        return sums_over_warp<N / 2, Mask / 2>(half);
+        return sums_over_warp<N / 2, Mask / 2, Last>(half);
     }
 }
 

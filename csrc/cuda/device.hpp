@@ -282,6 +282,15 @@ __device__ inline unsigned add_release(unsigned* to) {
 #endif
 }
 
+// Adds in the device's memory, and does not wait for it.
+__device__ inline void add_apart(double* to, double value) {
+#if defined(NFD_FAST_EMULATES_CUDA)
+    *to += value;
+#else
+    asm volatile("red.relaxed.gpu.global.add.f64 [%0], %1;" ::"l"(to), "d"(value) : "memory");
+#endif
+}
+
 // Writes; everything written before it is seen by who acquires it.
 __device__ inline void store_release(unsigned* to, unsigned value) {
 #if defined(NFD_FAST_EMULATES_CUDA)

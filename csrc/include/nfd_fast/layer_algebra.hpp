@@ -59,6 +59,7 @@ inline namespace NFD_FAST_TARGET {
 // What the layers remember besides bases and images, which are as long as the layers are wide.
 struct LayerMemory {
     std::int64_t capacity;  // most columns of a basis
+    std::int64_t stride;    // from one row of a small matrix to the next
 
     // Per side and layer.
     double* factor[2];       // (L, capacity, capacity) R, R^T R = U.U
@@ -73,7 +74,7 @@ struct LayerMemory {
 
     // The small matrix of layer 1 ... L in an array of them.
     NFD_FAST_HD Small square(double* array, std::int64_t layer) const {
-        return {array + (layer - 1) * capacity * capacity, capacity};
+        return {array + (layer - 1) * capacity * stride, stride};
     }
 };
 
