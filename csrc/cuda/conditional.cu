@@ -68,14 +68,15 @@ struct ConditionalHidden {
         return pass;
     }
 
-    // And what depends on the shared memory that a block may have: the small matrices near and some
-    // groups of columns on their way, or as much as there is room for.
+    // And what depends on the shared memory that a block may have: a step, the layer's matrices and
+    // some groups of columns on their way, or as much as there is room for.
     static Pass<T> fitted(Pass<T> pass) {
         const auto column_bytes = pass.tile_width * static_cast<std::int64_t>(sizeof(T));
         const auto most = static_cast<int>(std::max<std::int64_t>(1, kPieceBytes / column_bytes));
-        for (const bool near : {true, false}) {
-            pass.step_shared = near;
-            const int least = near ? std::min(most, kGroup) : 1;
+        for (const int kept : {2, 1, 0}) {
+            pass.step_shared = kept >= 1;
+            pass.matrices_near = kept == 2;
+            const int least = kept > 0 ? std::min(most, kGroup) : 1;
             for (pass.piece_columns = most; pass.piece_columns >= least; pass.piece_columns /= 2) {
                 pass.slots = 0;
                 with_kernel(pass, [&](auto, std::size_t taken) {

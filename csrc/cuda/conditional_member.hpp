@@ -55,19 +55,21 @@ class Member {
 
   public:
     static NFD_FAST_HD std::int64_t rounded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
-    // Where a step is worked out in shared memory.
-    static NFD_FAST_HD std::int64_t step_shared_bytes(const Pass<T>& p) {
-        const std::int64_t capacity = p.memory.capacity;
-        return rounded(p.step_bytes) + rounded(p.slot_size * 8) +
-               rounded((kMatrices * near_stride(capacity) + p.stack.batch) * capacity * 8);
-    }
     static NFD_FAST_HD std::int64_t shared_bytes(const Pass<T>& p) {
-        return rounded(kScratch * 8) + (p.step_shared ? step_shared_bytes(p) : 0);
+        const std::int64_t capacity = p.memory.capacity;
+        std::int64_t bytes = rounded(kScratch * 8);
+        if (p.step_shared) bytes += rounded(p.step_bytes) + rounded(p.slot_size * 8);
+        if (p.matrices_near) {
+            bytes += rounded((kMatrices * near_stride(capacity) + p.stack.batch) * capacity * 8);
+        }
+        return bytes;
     }
 
   protected:
     static __device__ int crew_size(const Pass<T>& p) {
-        return p.memory.capacity * p.stack.batch >= kBlockCrewFrom ? kThreads : kWarp;
+        const std::int64_t capacity = p.memory.capacity;
+        const bool large = capacity * p.stack.batch >= kBlockCrewFrom || capacity >= kFarFrom;
+        return large ? kThreads : kWarp;
     }
 
     __device__ bool forward() const { return side_ == kFeatures; }
@@ -292,7 +294,7 @@ class Member {
     }
     // Begins to copy what is known of a layer; near_is_there() waits for it.
     __device__ NFD_FAST_OUTLINE void bring_near(std::int64_t layer) {
-        if (!p_.step_shared) {
+        if (!p_.matrices_near) {
             if (threadIdx.x == 0) {
                 near_ = memory_;
                 near_layer_ = layer;
@@ -333,7 +335,7 @@ class Member {
     }
     // And takes back what append() and learn() have changed.
     __device__ NFD_FAST_OUTLINE void put_back(std::int64_t layer) {
-        if (!p_.step_shared) return;
+        if (!p_.matrices_near) return;
         if (threadIdx.x == 0) memory_.ranks[side_][layer - 1] = near_ranks_[side_];
         __syncthreads();
         for_matrices([&](double* array, const double* here, double*&, bool changes) {

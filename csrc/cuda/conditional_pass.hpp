@@ -48,6 +48,9 @@ constexpr int kMostHeld = 8;
 
 // From how many numbers of a block's coefficients on a whole block works faster than its warp.
 constexpr std::int64_t kBlockCrewFrom = 768;
+// And from which rank on a layer's matrices may be too large to be near: many threads then wait for
+// the device's memory at a time.
+constexpr std::int64_t kFarFrom = 32;
 
 // A round leaves 1e-4 of what a column shares with those before it, as on the processor.
 constexpr int kMostRounds = 32;
@@ -102,6 +105,7 @@ struct Pass {
     unsigned char* steps;              // (replicas, 2) published by turns
     std::int64_t step_bytes, applied;  // of one; where what a sweep needs begins
     bool step_shared;                  // whether blocks keep a copy in shared memory
+    bool matrices_near;                // and those of a layer's matrices; only with step_shared
     Head* heads;                       // (replicas, 2)
     Meeting* meetings;                 // (replicas)
 

@@ -85,7 +85,7 @@ class Crew {
                 const double* lower = two ? upper + rows_at_once * down : upper;
                 const double* right = b.data + j;
                 double first[2] = {0, 0}, second[2] = {0, 0};
-#pragma unroll 2
+#pragma unroll 4
                 for (int k = static_cast<int>(inner); k > 0; k -= 2) {
                     const bool pair = k > 1;
                     const double next = pair ? right[apart] : 0.0;
