@@ -149,9 +149,9 @@ class Member {
         return p_.steps + (replica_ * 2 + index % 2) * p_.step_bytes;
     }
 
+    __device__ bool sweeps() const { return member_ < p_.sweepers; }
     // Neighbouring tiles are swept at the same time, each by a block of its own: few pages of
     // memory are then in use at once, and their addresses stay known.
-    __device__ bool sweeps() const { return member_ < p_.sweepers; }
     __device__ TileOrder tiles() const {
         return {p_.tiles, p_.chunks, sweeps() ? member_ : p_.chunks, p_.sweepers};
     }
@@ -292,6 +292,7 @@ class Member {
     __device__ double* near_features() const {
         return matrices_ + kMatrices * memory_.capacity * near_stride(memory_.capacity);
     }
+
     // Begins to copy what is known of a layer; near_is_there() waits for it.
     __device__ NFD_FAST_OUTLINE void bring_near(std::int64_t layer) {
         if (!p_.matrices_near) {
