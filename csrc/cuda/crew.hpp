@@ -45,7 +45,10 @@ class Crew {
         double sum = 0;
         for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) sum += f(i);
         sum = warp_sum(sum);
-        if (size_ == kWarp) return sum;
+        if (size_ == kWarp) {
+            sync();
+            return sum;
+        }
         if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
         sync();
         sum = 0;
