@@ -260,7 +260,7 @@ __device__ inline void pause() {
 // Reads what other blocks write meanwhile; everything written before it is then seen too.
 __device__ inline unsigned load_acquire(const unsigned* from) {
 #if defined(NFD_FAST_EMULATES_CUDA)
-    return *static_cast<const volatile unsigned*>(from);
+    return emulation::load_acquire(from);
 #else
     unsigned value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
@@ -271,7 +271,7 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
 // Adds 1 and returns the number before; everything written before it is seen by who acquires it.
 __device__ inline unsigned add_release(unsigned* to) {
 #if defined(NFD_FAST_EMULATES_CUDA)
-    return (*to)++;
+    return emulation::add_release(to);
 #else
     unsigned before;
     asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
@@ -294,7 +294,7 @@ __device__ inline void add_apart(double* to, double value) {
 // Writes; everything written before it is seen by who acquires it.
 __device__ inline void store_release(unsigned* to, unsigned value) {
 #if defined(NFD_FAST_EMULATES_CUDA)
-    *static_cast<volatile unsigned*>(to) = value;
+    emulation::store_release(to, value);
 #else
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 #endif
