@@ -5,7 +5,7 @@
 // alone:
 //     __syncthreads, __syncwarp    all members: release on arrival, acquire on departure
 //     __shfl_xor_sync              nothing: CUDA promises no order of memory
-//     load_acquire, store_release, add_release, atomicAdd, atomicMin    atomic builtins
+//     load_acquire, store_release, add_release, atomicMin    atomic builtins
 //     copy_ahead                   an agent of the thread, another context, reads and writes; it
 //                                  knows what the thread knew when it asked, and what it has done
 //                                  is known to the thread once it has waited for the group
@@ -19,16 +19,7 @@
 #include <cstring>
 #include <functional>
 
-#define __global__
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-
-struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
+#include "cuda/emulation_language.hpp"
 
 namespace nfd_fast::cuda::emulation {
 
@@ -104,10 +95,6 @@ T atomically(T* to, F f) {
 }
 }  // namespace nfd_fast::cuda::emulation
 
-template <class T>
-T atomicAdd(T* to, T value) {
-    return nfd_fast::cuda::emulation::atomically(to, [=](T before) { return before + value; });
-}
 template <class T>
 T atomicMin(T* to, T value) {
     return nfd_fast::cuda::emulation::atomically(

@@ -17,16 +17,7 @@
 #include <utility>
 #include <vector>
 
-#define __global__
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-
-struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
+#include "cuda/emulation_language.hpp"
 
 namespace nfd_fast::cuda::emulation {
 
@@ -241,12 +232,6 @@ inline void __syncwarp(unsigned = 0xffffffffu) {
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return nfd_fast::cuda::emulation::exchange(value, nfd_fast::cuda::emulation::lane() ^ mask);
-}
-template <class T>
-T atomicAdd(T* to, T value) {
-    const T before = *to;
-    *to += value;
-    return before;
 }
 template <class T>
 T atomicMin(T* to, T value) {
