@@ -48,7 +48,7 @@ class ColumnStream {
     static constexpr int kGap = 16 / static_cast<int>(sizeof(T));
 
     // From byte `ring` of shared memory on there is room for `slots` pieces of so many columns that
-    // are `tile` long, both powers of two.
+    // are `tile` long, both powers of two; of at most 16 bytes to a thread.
     __device__ ColumnStream(std::int64_t ring, int slots, int piece_columns, int tile,
                             TileOrder order)
         : ring_(static_cast<int>(ring)),
@@ -84,8 +84,10 @@ class ColumnStream {
 
     // --- The sweep, by all ---
 
-    // Begins to ask. Everything the plan speaks of must be there.
+    // Begins to ask. Everything the plan speaks of must be there; what was asked for by an earlier
+    // plan and never used is dropped.
     __device__ Ticket begin() {
+        await_copies<0>();
         __syncthreads();
         if (looks_ahead()) {
             if (threadIdx.x == Threads - kWarp) next_ = {order_.begin(), 0};
@@ -161,6 +163,9 @@ class ColumnStream {
         return piece_at(slot);
     }
 
+    __device__ int with_gaps(int bytes) const {
+        return bytes + (bytes >> column_shift_) * kGap * static_cast<int>(sizeof(T));
+    }
     // By a place, not a pointer: then it is known to be in shared memory.
     __device__ T* piece_at(int slot) const {
         return reinterpret_cast<T*>(shared_memory<unsigned char>() + ring_) +
@@ -169,13 +174,17 @@ class ColumnStream {
 
     __device__ __forceinline__ void ask(int slot, int note) const {
         const Piece piece = note_[note];
-        const int shift = column_shift_, bytes = piece.bytes;
-        auto* const to = reinterpret_cast<unsigned char*>(piece_at(slot));
-        const auto* const from = reinterpret_cast<const unsigned char*>(piece.from);
-        constexpr int gap = kGap * static_cast<int>(sizeof(T));
-#pragma unroll 2
-        for (int at = static_cast<int>(threadIdx.x) * 16; at < bytes; at += Threads * 16) {
-            copy_ahead<16>(to + at + (at >> shift) * gap, from + at);
+        const int start = static_cast<int>(threadIdx.x) * 16;
+        auto* to = reinterpret_cast<unsigned char*>(piece_at(slot)) + with_gaps(start);
+        const auto* from = reinterpret_cast<const unsigned char*>(piece.from) + start;
+        // The block takes whole columns at a time, so that a thread goes on at the same place of
+        // another one.
+        const int step = with_gaps(Threads * 16);
+#pragma unroll 4
+        for (int left = piece.bytes - start; left > 0; left -= Threads * 16) {
+            copy_ahead<16>(to, from);
+            to += step;
+            from += Threads * 16;
         }
         close_copies();  // empty ones count as well
     }

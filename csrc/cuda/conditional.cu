@@ -73,17 +73,21 @@ struct ConditionalHidden {
     static Pass<T> fitted(Pass<T> pass) {
         const auto column_bytes = pass.tile_width * static_cast<std::int64_t>(sizeof(T));
         const auto most = static_cast<int>(std::max<std::int64_t>(1, kPieceBytes / column_bytes));
-        for (const int kept : {2, 1, 0}) {
-            pass.step_shared = kept >= 1;
-            pass.matrices_near = kept == 2;
-            const int least = kept > 0 ? std::min(most, kGroup) : 1;
+        // At last one block to a multiprocessor, and a step that is read from the device's memory.
+        for (const int blocks : {kBlocksAtOnce, 1, 0}) {
+            const bool shared = pass.step_shared = blocks > 0;
+            const int least = shared ? std::min(most, kGroup) : 1;
             for (pass.piece_columns = most; pass.piece_columns >= least; pass.piece_columns /= 2) {
                 pass.slots = 0;
+                pass.matrices_near = false;
+                std::int64_t left = 0;
                 with_kernel(pass, [&](auto, std::size_t taken) {
-                    pass.slots = ColumnStream<T, kThreads>::slots_for(
-                        most_shared_bytes() - static_cast<std::int64_t>(taken), pass.piece_columns,
-                        pass.tile_width);
+                    left =
+                        most_shared_bytes(std::max(1, blocks)) - static_cast<std::int64_t>(taken);
                 });
+                pass.slots =
+                    ColumnStream<T, kThreads>::slots_for(left, pass.piece_columns, pass.tile_width);
+                pass.matrices_near = shared && Member<T>::matrices_bytes(pass) <= left;
                 if (pass.slots >= 3) return pass;
             }
         }
@@ -103,10 +107,9 @@ struct ConditionalHidden {
 
     static int most_replicas(const Problem<T>& p) {
         const Pass<T> pass = fitted(sizes(p));
-        // With some chunks to a block, the meetings of a layer take a small part of its time; and a
-        // second block saves the leader from archiving.
-        const std::int64_t blocks =
-            std::max<std::int64_t>(2, (pass.chunks + kChunksOfBlock - 1) / kChunksOfBlock);
+        // With some chunks to a block, the meetings of a layer take a small part of its time; and
+        // one more block leads.
+        const std::int64_t blocks = (pass.chunks + kChunksOfBlock - 1) / kChunksOfBlock + 1;
         return static_cast<int>(std::max<std::int64_t>(1, resident(pass) / blocks));
     }
 
@@ -136,11 +139,11 @@ struct ConditionalHidden {
         }
         arena.take(s.memory.learned, square);
         arena.take(s.memory.features, count * layers * columns * batch);
-        arena.take(s.noise, count * batch * padded);
+        arena.take(s.noise, 2 * count * batch * padded);
         arena.take(s.block, count * batch * padded);
         arena.take(s.accumulated, p.keep_coupling ? count * batch * padded : 0);
         const double chunks = static_cast<double>(s.chunks);
-        arena.take(s.sums, 2 * count * chunks * static_cast<double>(s.slot_size));
+        arena.take(s.sums, 3 * count * chunks * static_cast<double>(s.slot_size));
         arena.take(s.measured, 2 * count * chunks * static_cast<double>(s.measure_size));
         arena.take(s.combined, 2 * count * static_cast<double>(s.slot_size));
         arena.take(s.steps, 2 * count * static_cast<double>(s.step_bytes));
@@ -163,7 +166,7 @@ struct ConditionalHidden {
         }
         clear(pass.memory.learned, wave.count * squares * 8);
         // Read whole although written in parts.
-        clear(pass.sums, 2 * wave.count * pass.chunks * pass.slot_size * 8);
+        clear(pass.sums, 3 * wave.count * pass.chunks * pass.slot_size * 8);
         clear(pass.steps, 2 * wave.count * pass.step_bytes);
         for (const Side side : {kFeatures, kAdjoints}) {
             clear(pass.memory.factor[side], wave.count * squares * 8);
@@ -209,10 +212,12 @@ struct ConditionalHidden {
         check(cudaMemsetAsync(s.meetings, 0, static_cast<std::size_t>(wave.count) * sizeof(Meeting),
                               wave.stream),
               "clearing memory");
-        // One more than there are chunks, if there is room: an archivist without neurons.
+        // Two more than there are chunks, if there is room: a leader and an archivist.
         s.members = static_cast<int>(std::max<std::int64_t>(
-            1, std::min<std::int64_t>(s.chunks + 1, resident(s) / wave.count)));
-        s.sweepers = static_cast<int>(std::min<std::int64_t>(s.chunks, s.members));
+            1, std::min<std::int64_t>(s.chunks + 2, resident(s) / wave.count)));
+        s.sweepers = static_cast<int>(std::min<std::int64_t>(s.chunks, std::max(1, s.members - 1)));
+        // Where the pieces of the stream are, for who has none.
+        s.matrices_near = s.matrices_near && s.members > 1;
         with_kernel(s, [&](auto kernel, std::size_t shared) {
             launch(kernel, dim3(static_cast<unsigned>(s.members * wave.count)), dim3(kThreads),
                    shared, wave.stream, true, s);

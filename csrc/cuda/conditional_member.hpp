@@ -1,11 +1,12 @@
 // One block of those that share a replica of the conditional engine: where its numbers are, how it
 // meets the others, and the algebra between two sweeps.
 //
-// Per layer, when all blocks have arrived, the replica's first block (the leader) adds the sums up,
-// does the algebra and publishes what the next sweep needs; the others wait for that alone, so that
-// a layer has one meeting and not two. Meanwhile another block (the archivist) makes the columns of
-// the layer before part of what that layer remembers, which nobody needs until the next pass. Where
-// there is a block to spare the archivist has no neurons, and nobody waits for it.
+// Per layer, when all blocks have arrived, one block (the leader) adds the sums up, does the
+// algebra and publishes what the next sweep needs; the others wait for that alone, so that a layer
+// has one meeting and not two, and draw the noise of the layer after it meanwhile. Another block
+// (the archivist) makes the columns of the layer before part of what that layer remembers, which
+// nobody needs until the next pass. Neither has neurons, unless one block has to do all; where
+// there is only one to spare, it is both.
 #pragma once
 
 #include <cstdint>
@@ -29,13 +30,15 @@ class Member {
 
     // Lives in shared memory itself, in front of what it keeps there: one for the block, made by
     // one thread. (What a thread keeps on its stack is as far away as the neurons.)
-    __device__ Member(const Pass<T>& pass, unsigned char* shared)
+    // Without neurons there is nothing to stream, and room for a layer's matrices `beyond`.
+    __device__ Member(const Pass<T>& pass, unsigned char* shared, unsigned char* beyond)
         : p_(pass),
           replica_(blockIdx.x / static_cast<unsigned>(pass.members)),
           member_(static_cast<int>(blockIdx.x % static_cast<unsigned>(pass.members))),
           side_(pass.rules.side),
           batch_(pass.stack.batch),
           n_(pass.stack.width),
+          of_one_(1 / static_cast<double>(pass.stack.width)),
           tile_(static_cast<int>(pass.tile_width)),
           row_(static_cast<int>(pass.rules.padded(batch_))),
           memory_(of_replica()),
@@ -43,26 +46,26 @@ class Member {
           crew_(crew_size(pass), scratch_, kScratch) {
         shared += rounded(kScratch * 8);
         new (&algebra_) Algebra(near_, p_.rules, crew_, step_);
+        matrices_ = reinterpret_cast<double*>(beyond);
         if (p_.step_shared) {
             region_ = shared;
             combined_ = reinterpret_cast<double*>(region_ + rounded(p_.step_bytes));
-            matrices_ = combined_ + rounded(p_.slot_size * 8) / 8;
             lay_out(region_);
         } else {
-            combined_ = p_.combined + (replica_ * 2 + (member_ == 0 ? 0 : 1)) * p_.slot_size;
+            combined_ = p_.combined + (replica_ * 2 + (leader() ? 0 : 1)) * p_.slot_size;
         }
     }
 
   public:
     static NFD_FAST_HD std::int64_t rounded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
     static NFD_FAST_HD std::int64_t shared_bytes(const Pass<T>& p) {
-        const std::int64_t capacity = p.memory.capacity;
         std::int64_t bytes = rounded(kScratch * 8);
         if (p.step_shared) bytes += rounded(p.step_bytes) + rounded(p.slot_size * 8);
-        if (p.matrices_near) {
-            bytes += rounded((kMatrices * near_stride(capacity) + p.stack.batch) * capacity * 8);
-        }
         return bytes;
+    }
+    static NFD_FAST_HD std::int64_t matrices_bytes(const Pass<T>& p) {
+        const std::int64_t capacity = p.memory.capacity;
+        return rounded((kMatrices * near_stride(capacity) + p.stack.batch) * capacity * 8);
     }
 
   protected:
@@ -76,11 +79,10 @@ class Member {
     __device__ Side other() const { return opposite(side_); }
     __device__ bool reused() const { return p_.rules.reused; }
     __device__ bool coupled() const { return p_.rules.coupled; }
-    __device__ bool leader() const { return member_ == 0; }
-    __device__ bool archivist() const {
-        const int spare = p_.members > p_.sweepers ? p_.members - 1 : 1;
-        return member_ == (p_.members > 1 ? spare : 0);
-    }
+    __device__ bool leader() const { return member_ == (p_.members > 1 ? p_.sweepers : 0); }
+    __device__ bool archivist() const { return member_ == p_.members - 1; }
+    // How many layers late it files: a leader whom the others wait for does so while they sweep.
+    __device__ std::int64_t filing_delay() const { return leader() && !sweeps() ? 2 : 1; }
     __device__ std::int64_t layer_at(std::int64_t index) const {
         return forward() ? index + 1 : p_.stack.depth - index;
     }
@@ -130,8 +132,16 @@ class Member {
         const std::int64_t at = p_.adjoint_layers == 2 ? layer % 2 : layer;
         return p_.adjoints + (replica_ * p_.adjoint_layers + at) * p_.stack.layer_size();
     }
+    // xi of a layer; that of the next one is drawn before it is used.
+    __device__ T* noise_of(std::int64_t index, std::int64_t tile) const {
+        return p_.noise + ((replica_ * 2 + index % 2) * p_.tiles + tile) * batch_ * tile_;
+    }
     __device__ double* sums(std::int64_t index, std::int64_t chunk) const {
-        return p_.sums + ((replica_ * 2 + index % 2) * p_.chunks + chunk) * p_.slot_size;
+        return p_.sums + ((replica_ * 3 + index % 2) * p_.chunks + chunk) * p_.slot_size;
+    }
+    // Of what a round for a nearly dependent block has left of it.
+    __device__ double* rest_sums(std::int64_t chunk) const {
+        return p_.sums + ((replica_ * 3 + 2) * p_.chunks + chunk) * p_.slot_size;
     }
     __device__ double* measured(std::int64_t index, std::int64_t chunk) const {
         return p_.measured + ((replica_ * 2 + index % 2) * p_.chunks + chunk) * p_.measure_size;
@@ -354,41 +364,54 @@ class Member {
         __syncthreads();
     }
 
-    // Adds up the sums of all chunks, in increasing order, and divides by n. As many are asked for
-    // at once as it takes to keep the way to the cache busy.
+    // Adds up the sums of all chunks, in an order that depends on their number alone, and divides
+    // by n. The way to the cache is long: many are asked for before the first is added, and two
+    // lanes share a number's chunks, so that most blocks have one number to a thread.
     __device__ NFD_FAST_OUTLINE void gather(const double* first, std::int64_t apart,
                                             std::int64_t count) const {
-        const auto chunks = static_cast<int>(p_.chunks);
+        constexpr int lanes = 2, of_warp = kWarp / lanes, at_once = 16;
+        const auto chunks = static_cast<int>(p_.chunks), all = static_cast<int>(count);
+        const int lane = static_cast<int>(threadIdx.x) % lanes;
+        const std::int64_t step = lanes * apart;
 #pragma unroll 1
-        for (auto i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-            const double* from = first + i;
+        for (int base = static_cast<int>(threadIdx.x) / kWarp * of_warp; base < all;
+             base += kWarps * of_warp) {
+            const int at = base + static_cast<int>(threadIdx.x) % kWarp / lanes;
+            const double* from = first + lane * apart + (at < all ? at : 0);
             double sum = 0;
-#pragma unroll 32
-            for (int chunk = 0; chunk < chunks; ++chunk) {
-                sum += *from;
-                from += apart;
+#pragma unroll 1
+            for (int chunk = lane; chunk < chunks; chunk += at_once * lanes) {
+                double value[at_once];
+#pragma unroll
+                for (int k = 0; k < at_once; ++k) {
+                    value[k] = chunk + k * lanes < chunks ? from[k * step] : 0.0;
+                }
+#pragma unroll
+                for (int k = 0; k < at_once; ++k) sum += value[k];
+                from += at_once * step;
             }
-            combined_[i] = sum / static_cast<double>(n_);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            if (lane == 0 && at < all) combined_[at] = sum * of_one_;
         }
         __syncthreads();
     }
 
-    // Meets the others with the sums of a layer, or of what a round for a nearly dependent block
-    // has left of it. Returns what is to be done next, for which everything is there then.
-    __device__ NFD_FAST_OUTLINE int meet(std::int64_t index, int round) {
+    // Having arrived with the sums of a layer, or of what a round for a nearly dependent block has
+    // left of it, says what is to be done next; everything for that is there then.
+    __device__ NFD_FAST_OUTLINE int decide(std::int64_t index, int round) {
         const std::int64_t layer = layer_at(index);
-        arrive();
-        if (archivist() && round == 0 && index > 0 && p_.rules.keep) {
-            wait_for_all();
-            append(index - 1);
+        if (archivist() && round == 0 && index >= filing_delay() && p_.rules.keep) {
+            if (!leader()) wait_for_all();
+            append(index - filing_delay());
         }
         if (leader()) {
             if (round == 0) bring_near(layer);
+            near_is_there();
             const std::int64_t count = product_count(layer);
             wait_for_all();
-            gather(sums(index + (round > 0 ? 1 : 0), 0), p_.slot_size, count);
+            gather(round == 0 ? sums(index, 0) : rest_sums(0), p_.slot_size, count);
             if (!p_.step_shared && threadIdx.x == 0) lay_out(published_step(index));
-            near_is_there();
+            __syncthreads();
             with_algebra([&](auto& algebra) {
                 const Products found(combined_, near_.ranks[side_][near_layer_ - 1],
                                      near_.ranks[other()][near_layer_ - 1], batch_);
@@ -464,6 +487,7 @@ class Member {
     const int member_;
     const Side side_;
     const std::int64_t batch_, n_;
+    const double of_one_;  // share of a neuron in a mean
     const int tile_;
     const int row_;  // numbers of a row of coefficients, filled up
     const LayerMemory memory_;

@@ -12,18 +12,19 @@
 namespace nfd_fast::cuda {
 namespace conditional {
 
-// A block has a multiprocessor for itself: what it works on next is then on its way into shared
-// memory. Emulated, threads are dear, and small tiles and pieces let small problems have many.
+// Two blocks share a multiprocessor: while one waits for itself, at a barrier, the other works.
+// What a block works on next is on its way into shared memory meanwhile.
+constexpr int kBlocksAtOnce = 2;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+
+// Emulated, small tiles and pieces let small problems have many.
 #if defined(NFD_FAST_EMULATES_CUDA)
-constexpr int kThreads = 256;
 constexpr std::int64_t kPieceBytes = 8192;
 constexpr std::int64_t kWide = 256;
 #else
-constexpr int kThreads = 512;
-constexpr std::int64_t kPieceBytes = 32768;
-constexpr std::int64_t kWide = 65536;
+constexpr std::int64_t kPieceBytes = 16384;
+constexpr std::int64_t kWide = 4096;
 #endif
-constexpr int kWarps = kThreads / kWarp;
 
 // Neurons per tile: a thread each on wide layers; narrow ones are spread over more blocks.
 constexpr std::int64_t kTile = kThreads, kNarrowTile = 128;
@@ -32,10 +33,10 @@ constexpr std::int64_t kTile = kThreads, kNarrowTile = 128;
 // add up over lanes takes longer than to multiply.
 constexpr int kGroup = 8, kSlice = 64;
 
-// Chunks of a replica's tiles, each summed by one block: one for each of the 132 multiprocessors of
-// a Hopper card but one, which keeps the archive. On others the blocks take several chunks, or
-// fewer blocks are used, and the bits are the same.
-constexpr std::int64_t kMostChunks = 131;
+// Chunks of a replica's tiles, each summed by one block: two for each of the 132 multiprocessors of
+// a Hopper card but one, which has the leader and the archivist. On others the blocks take several
+// chunks, or fewer blocks are used, and the bits are the same.
+constexpr std::int64_t kMostChunks = 262;
 
 // Chunks that a block takes at least where there are many replicas.
 constexpr std::int64_t kChunksOfBlock = 4;
@@ -83,8 +84,8 @@ struct Pass {
     // Of both sides: the tables of a tile lie side by side. From the first tile's on.
     T *basis[2], *images[2];
     std::int64_t tile_width, tiles, chunks;  // tiles chunk, chunk + chunks, ... make one
-    int members;                             // blocks of a replica
-    int sweepers;                            // the first ones of them, which have chunks
+    int members;                             // blocks of a replica: one, or more than
+    int sweepers;                            // have chunks; these are the first ones
     int slots, piece_columns;                // of a block's ColumnStream
 
     std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
@@ -95,10 +96,10 @@ struct Pass {
     const double* weights;        // (replicas, B)
     double step;                  // of the update; 0 if the weights don't move
 
-    T* noise;          // (replicas, tiles, B, tile) of the layer that comes next
+    T* noise;          // (replicas, 2, tiles, B, tile) of the layer that comes next, by turns
     T* block;          // (replicas, tiles, B, tile) what the layer is asked about, or Z
     T* accumulated;    // (replicas, tiles, B, tile) sum of the coupling over layers
-    double* sums;      // (replicas, 2, chunks, slot)
+    double* sums;      // (replicas, 2 by turns and 1 of rests, chunks, slot)
     double* measured;  // (replicas, 2, chunks, measure)
     double* combined;  // (replicas, 2, slot) where it is not in shared memory
     std::int64_t slot_size, measure_size;

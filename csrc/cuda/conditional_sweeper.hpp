@@ -3,7 +3,9 @@
 // One launch is one pass over all layers, forward or backward, of all replicas in flight. The
 // blocks of a replica share its neurons out in chunks of tiles, which depend on the width alone: so
 // do the sums, and their bits. Per layer each neuron is visited once: the update of a layer and the
-// reductions for the next share a visit, as on the processor. What happens in between is in
+// reductions for the next share a visit, as on the processor. But what the noise of the next layer
+// is and what it has in common with what that layer remembers depends on nothing of this one: that
+// is done before, while the leader works on this one. What happens in between is in
 // conditional_member.hpp, the work on a tile in conditional_workbench.hpp.
 #pragma once
 
@@ -21,16 +23,18 @@ class Sweeper : public Workbench<T, N> {
     using Base = Workbench<T, N>;
     using Ticket = typename Base::Ticket;
     using Neuron = typename Base::Neuron;
+    using Itinerary = typename Base::Itinerary;
     // What the bases have; a template's base must be named.
     using Base::add_columns, Base::adjoints, Base::apart, Base::append, Base::archivist,
         Base::arrive, Base::ask, Base::batch_, Base::block_of, Base::columns_, Base::combined_,
-        Base::coupled, Base::draw, Base::features, Base::for_tiles, Base::forward, Base::gather,
-        Base::gram, Base::held, Base::layer_at, Base::leader, Base::left, Base::load_asked,
-        Base::load_columns, Base::load_residual, Base::measured, Base::meet, Base::multiply_columns,
-        Base::n_, Base::neuron_of, Base::other, Base::p_, Base::place_of, Base::products,
-        Base::products_of, Base::rank, Base::record, Base::replica_, Base::report, Base::reused,
-        Base::right, Base::right_noise, Base::row_, Base::scratch_, Base::side_, Base::stage,
-        Base::step_, Base::store_columns_of, Base::stored_, Base::sums, Base::sweeps,
+        Base::coupled, Base::decide, Base::draw, Base::features, Base::filing_delay,
+        Base::for_tiles, Base::forward, Base::gather, Base::gram, Base::held, Base::layer_at,
+        Base::leader, Base::left, Base::load_asked, Base::load_columns, Base::load_residual,
+        Base::measured, Base::memory_, Base::multiply_columns, Base::n_, Base::neuron_of,
+        Base::noise_of, Base::other, Base::p_, Base::place_of, Base::planned_, Base::products,
+        Base::products_of, Base::rank, Base::record, Base::replica_, Base::report, Base::rest_sums,
+        Base::reused, Base::right, Base::right_noise, Base::row_, Base::scratch_, Base::side_,
+        Base::stage, Base::step_, Base::store_columns_of, Base::stored_, Base::sums, Base::sweeps,
         Base::tables_apart, Base::tables_of, Base::tile_, Base::tile_of, Base::wait_for_all;
 
   public:
@@ -42,25 +46,39 @@ class Sweeper : public Workbench<T, N> {
         // Set before the launch, or by none before all have arrived once.
         if (p_.bad_step[replica_] != kNoBadStep) return;
         const std::int64_t depth = p_.stack.depth;
+        foresee(0);
+        Ticket ticket = set_out(-1);
 #pragma unroll 1
         for (std::int64_t index = -1; index < depth; ++index) {
             if (index >= 0) {
-                int command = meet(index, 0);
+                arrive();
+                if (index + 1 < depth) foresee(index + 1);
+                ticket = set_out(index);
+                int command = decide(index, 0);
 #pragma unroll 1
                 for (int round = 1; command == kRefine; ++round) {
                     refine(index);
-                    command = meet(index, round);
+                    arrive();
+                    command = decide(index, round);
                 }
-                if (command == kStop) return;
+                if (command == kStop) {
+                    await_copies<0>();
+                    return;
+                }
                 if (leader()) record(index);
             }
-            sweep(index);
+            sweep(index, ticket);
         }
         if (coupled() && p_.coupling_accumulated) square_accumulated();
         arrive();
         if (archivist()) {
             wait_for_all();
-            if (p_.rules.keep) append(depth - 1);
+            const std::int64_t filed = depth - filing_delay();
+#pragma unroll 1
+            for (std::int64_t index = filed > 0 ? filed : 0; p_.rules.keep && index < depth;
+                 ++index) {
+                append(index);
+            }
             if (coupled() && p_.coupling_accumulated) finish_coupling();
         }
     }
@@ -68,11 +86,58 @@ class Sweeper : public Workbench<T, N> {
   private:
     // --- Sweeps ---
 
-    // The update of a layer and the reductions for the next.
-    __device__ void sweep(std::int64_t index) {
+    // The noise of a layer, and its products with the other side: nothing that depends on the
+    // layers before.
+    __device__ NFD_FAST_OUTLINE void foresee(std::int64_t index) {
         if (!sweeps()) return;
-        if (threadIdx.x == 0) plan(index);
+        const std::int64_t layer = layer_at(index), across = rank(other(), layer);
+        if (threadIdx.x == 0) {
+            columns_.clear();
+            columns_.add_round(blocks(batch_));
+            if (reused()) add_run(p_.basis[other()] + tables_of(layer), across);
+        }
         Ticket ticket = columns_.begin();
+        for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
+            const Products to = products_of(sums(index, chunk), layer);
+#pragma unroll 1
+            for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
+                const std::int64_t count = held(batch_ - b0);
+                // What was drawn before has served: there was a barrier since, and will be.
+                draw(index, tile, b0, count);
+                if (!reused()) continue;
+                multiply_columns(ticket, across, right_noise(), count, to.z + b0, batch_, first);
+            }
+        });
+    }
+
+    // Asks for what the sweep that follows will use, as far as it can be known before the leader
+    // has spoken.
+    __device__ Ticket set_out(std::int64_t index) {
+        if (!sweeps()) return {};
+        __syncthreads();  // the plan before has served
+        if (threadIdx.x == 0) plan(index, expected(index));
+        return columns_.begin();
+    }
+    __device__ Itinerary expected(std::int64_t index) const {
+        if (index < 0) return {};
+        const std::int64_t p = rank(side_, layer_at(index)), q = rank(other(), layer_at(index));
+        const std::int64_t places = (p_.rules.keep ? memory_.capacity : n_) - p;
+        const std::int64_t fresh = batch_ < places ? batch_ : places;
+        return {p, q, p_.rules.keep ? blocks(fresh) : 0,
+                coupled() || (q > 0 && (p_.rules.learns || (reused() && fresh > 0)))};
+    }
+    __device__ Itinerary actual() const {
+        return {step_.p, step_.q, p_.rules.keep ? blocks(step_.rank) : 0, reads_other()};
+    }
+
+    // The update of a layer and the reductions for the next.
+    __device__ void sweep(std::int64_t index, Ticket ticket) {
+        if (!sweeps()) return;
+        if (index >= 0 && !(actual() == planned_)) {
+            __syncthreads();
+            if (threadIdx.x == 0) plan(index, actual());
+            ticket = columns_.begin();
+        }
         for_tiles([&](std::int64_t chunk, std::int64_t tile, bool first) {
             T asked[N];
             if (index >= 0) {
@@ -88,23 +153,24 @@ class Sweeper : public Workbench<T, N> {
     }
 
     // The columns that the sweep will use in each tile.
-    __device__ NFD_FAST_OUTLINE void plan(std::int64_t index) {
+    __device__ NFD_FAST_OUTLINE void plan(std::int64_t index, Itinerary of) {
+        planned_ = of;
         columns_.clear();
         const T* const basis = p_.basis[side_];
         const T* const other_basis = p_.basis[other()];
         if (index >= 0) {
-            const std::int64_t at = tables_of(layer_at(index)), p = step_.p, q = step_.q;
-            if (stores()) {
-                columns_.add_round(blocks(step_.rank));
-                add_run(basis + at, p);
-                if (reused()) add_run(other_basis + at, q);
-                columns_.add_round(blocks(step_.rank));
-                add_run(basis + at, p);
+            const std::int64_t at = tables_of(layer_at(index));
+            if (of.stored > 0) {
+                columns_.add_round(of.stored);
+                add_run(basis + at, of.p);
+                if (reused()) add_run(other_basis + at, of.q);
+                columns_.add_round(of.stored);
+                add_run(basis + at, of.p);
             }
             columns_.add_round(blocks(batch_));
-            add_run(p_.images[side_] + at, p);
-            columns_.add({block_of(p_.noise, 0), batch_ * tile_, batch_});
-            if (reads_other()) add_run(other_basis + at, q);
+            add_run(p_.images[side_] + at, of.p);
+            columns_.add({noise_of(index, 0), batch_ * tile_, batch_});
+            if (of.reads_other) add_run(other_basis + at, of.q);
         }
         if (index + 1 < p_.stack.depth) {
             const std::int64_t layer = layer_at(index + 1), at = tables_of(layer);
@@ -113,7 +179,6 @@ class Sweeper : public Workbench<T, N> {
             add_run(basis + at, rank(side_, layer));
             if (reused()) {
                 add_run(p_.images[other()] + at, across);
-                add_run(other_basis + at, across);
             }
         }
     }
@@ -146,7 +211,6 @@ class Sweeper : public Workbench<T, N> {
             if (stored_) store_columns_of(neuron, value, count, block + b0 * tile_);
             __syncthreads();  // what was staged has served
             stage(neuron, value);
-            draw(layer, tile, b0, count);
             __syncthreads();
             if (!stored_) {
                 products(place_of(left()), static_cast<int>(count), place_of(right()),
@@ -155,7 +219,6 @@ class Sweeper : public Workbench<T, N> {
             multiply_columns(ticket, own, right(), count, to.b + b0, batch_, first);
             if (reused()) {
                 multiply_columns(ticket, across, right(), count, to.s + b0, batch_, first);
-                multiply_columns(ticket, across, right_noise(), count, to.z + b0, batch_, first);
             }
         }
         if (stored_) gram(tile, block, batch_, to.zz, first);
@@ -166,6 +229,7 @@ class Sweeper : public Workbench<T, N> {
         if (!sweeps()) return;
         if (threadIdx.x == 0) {
             const std::int64_t at = tables_of(layer_at(index));
+            planned_ = {};
             columns_.clear();
             columns_.add_round(blocks(batch_));
             add_run(p_.basis[side_] + at, step_.p);
@@ -202,7 +266,7 @@ class Sweeper : public Workbench<T, N> {
             }
             block[j * tile_ + neuron.i] = sum;
         }
-        const Products to = products_of(sums(index + 1, chunk), layer);
+        const Products to = products_of(rest_sums(chunk), layer);
 #pragma unroll 1
         for (std::int64_t b0 = 0; b0 < batch_; b0 += N) {
             const std::int64_t count = held(batch_ - b0);
@@ -297,7 +361,7 @@ class Sweeper : public Workbench<T, N> {
         const int row = static_cast<int>(p_.rules.padded(rank));
         T* fresh = tile_of(p_.basis[side_], layer, tile) + p * tile_;
         T* image = tile_of(p_.images[side_], layer, tile) + p * tile_;
-        const T* xi = block_of(p_.noise, tile);
+        const T* xi = noise_of(index, tile);
         double* const to = measured(index, chunk);
         const Neuron neuron = neuron_of(tile);
 #pragma unroll 1
@@ -399,12 +463,12 @@ class Sweeper : public Workbench<T, N> {
 };
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads, 1) pass_over_layers(const
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) pass_over_layers(const
 #if !defined(NFD_FAST_EMULATES_CUDA)
-                                                                __grid_constant__
+                                                                            __grid_constant__
 #endif
-                                                                    Pass<T>
-                                                                        pass) {
+                                                                                Pass<T>
+                                                                                    pass) {
     auto* sweeper = shared_memory<Sweeper<T, N>>();
     if (threadIdx.x == 0) new (sweeper) Sweeper<T, N>(pass);
     __syncthreads();

@@ -24,24 +24,27 @@ class Workbench : public Member<T> {
 
   public:
     // Shared memory of a block: itself, what it stages, what the base keeps, and the pieces of the
-    // stream.
+    // stream or, for the leader, a layer's matrices.
     static NFD_FAST_HD std::int64_t fixed_bytes(const Pass<T>& p) {
         return after_staged(p) + Base::shared_bytes(p);
     }
     static std::int64_t shared_bytes(const Pass<T>& p) {
-        return fixed_bytes(p) + p.slots * Columns::piece_bytes(p.piece_columns, p.tile_width);
+        const std::int64_t pieces = p.slots * Columns::piece_bytes(p.piece_columns, p.tile_width);
+        const std::int64_t matrices = p.matrices_near ? Base::matrices_bytes(p) : 0;
+        return fixed_bytes(p) + (pieces > matrices ? pieces : matrices);
     }
 
   protected:
     // What the base has; a template's base must be named.
-    using Base::adjoints, Base::batch_, Base::block_of, Base::features, Base::forward, Base::n_,
-        Base::p_, Base::replica_, Base::rounded, Base::step_, Base::tile_, Base::tiles;
+    using Base::adjoints, Base::batch_, Base::block_of, Base::features, Base::forward,
+        Base::layer_at, Base::n_, Base::noise_of, Base::p_, Base::replica_, Base::rounded,
+        Base::step_, Base::tile_, Base::tiles;
 
     using Columns = ColumnStream<T, kThreads>;
     using Ticket = typename Columns::Ticket;
 
     __device__ explicit Workbench(const Pass<T>& pass)
-        : Base(pass, shared(after_staged(pass))),
+        : Base(pass, shared(after_staged(pass)), shared(fixed_bytes(pass))),
           stored_(batch_ > N),
           slice_shift_(Columns::shift_of(tile_ / kSlice)),
           columns_(fixed_bytes(pass), pass.slots, pass.piece_columns, tile_, tiles()) {}
@@ -264,8 +267,9 @@ class Workbench : public Member<T> {
     }
 
     // xi of a layer for columns first ... first + count - 1 of one tile, kept and staged.
-    __device__ void draw(std::int64_t layer, std::int64_t tile, std::int64_t first,
+    __device__ void draw(std::int64_t index, std::int64_t tile, std::int64_t first,
                          std::int64_t count) const {
+        const std::int64_t layer = layer_at(index);
         const nfd_fast::Stream stream =
             forward() ? nfd_fast::Stream::forward_noise : nfd_fast::Stream::backward_noise;
         const T scale = static_cast<T>(1 / ::sqrt(static_cast<double>(p_.fine)));
@@ -289,7 +293,7 @@ class Workbench : public Member<T> {
                         z.value[m] = s == 1 ? fresh.value[m] : z.value[m] + fresh.value[m];
                     }
                 }
-                T* to = block_of(p_.noise, tile) + (first + b) * tile_ + i;
+                T* to = noise_of(index, tile) + (first + b) * tile_ + i;
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
                     if (p_.fine > 1) z.value[m] *= scale;
@@ -304,9 +308,21 @@ class Workbench : public Member<T> {
         }
     }
 
+    // What a sweep is planned by: columns of both sides, how often the new ones of a layer are gone
+    // through, and whether the other side is read for the update.
+    struct Itinerary {
+        std::int64_t p = -1, q = -1, stored = -1;
+        bool reads_other = false;
+
+        __device__ bool operator==(const Itinerary& o) const {
+            return p == o.p && q == o.q && stored == o.stored && reads_other == o.reads_other;
+        }
+    };
+
     const bool stored_;      // whether the block is kept whole, since more than N columns are asked
     const int slice_shift_;  // of how many slices a tile has
     Columns columns_;
+    Itinerary planned_;
 };
 
 }  // namespace conditional

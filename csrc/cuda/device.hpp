@@ -186,16 +186,22 @@ int resident_blocks(void (*kernel)(Parameters...), int threads, std::size_t shar
 #endif
 }
 
-// The most shared memory of a block.
-inline std::int64_t most_shared_bytes() {
+// The most shared memory of a block, where a multiprocessor is to have so many of them at once.
+inline std::int64_t most_shared_bytes(int blocks) {
 #if defined(NFD_FAST_EMULATES_CUDA)
+    (void)blocks;
     return emulation::kSharedBytes;
 #else
-    int device = 0, bytes = 0;
+    int device = 0, of_block = 0, of_multiprocessor = 0, reserved = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          "a question about the device");
-    return bytes;
+    const auto ask = [&](int& bytes, cudaDeviceAttr what) {
+        check(cudaDeviceGetAttribute(&bytes, what, device), "a question about the device");
+    };
+    ask(of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    ask(of_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+    const int share = (of_multiprocessor / blocks - reserved) / 16 * 16;
+    return share < of_block ? share : of_block;
 #endif
 }
 
