@@ -14,7 +14,7 @@
 
 #include "cuda/column_stream.hpp"
 #include "cuda/conditional_pass.hpp"
-#include "cuda/crew.hpp"
+#include "cuda/leader_algebra.hpp"
 #include "cuda/wave.hpp"
 #include "training/arena.hpp"
 
@@ -23,7 +23,7 @@ namespace conditional {
 
 template <class T>
 class Member {
-    using Algebra = LayerAlgebra<T, Crew>;
+    using Algebra = LeaderAlgebra<T>;
 
   protected:
     static constexpr std::int64_t kScratch = 64;  // numbers

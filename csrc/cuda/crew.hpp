@@ -23,6 +23,7 @@ class Crew {
         : size_(size), scratch_(scratch), room_(room) {}
 
     __device__ bool has_me() const { return static_cast<int>(threadIdx.x) < size_; }
+    __device__ int warps() const { return size_ / kWarp; }
 
     template <class F>
     __device__ void each(std::int64_t count, F f) const {

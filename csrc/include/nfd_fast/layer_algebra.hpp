@@ -82,7 +82,7 @@ class LayerAlgebra {
     // for the coefficients of the batch's adjoints and features.
     NFD_FAST_HD_OUTLINE void learn(const double* sample_weights, double step);
 
-  private:
+  protected:
     // How much of its square a column of a block must keep to be a new direction, as shares of the
     // square of the numbers that what is kept is the rest of. Sums in float64 over p terms know it
     // to some p eps = 1e-14 of that: kKnown, generously. A direction is there if it is known to
@@ -93,6 +93,21 @@ class LayerAlgebra {
     static constexpr double kKnown = 1e-12;
     static constexpr double kNew = 1e-8;
     static constexpr double kClearlyNew = 1e-3;
+    // What is not stored need not be well conditioned.
+    NFD_FAST_HD double clearly() const { return rules_.keep ? kClearlyNew : kNew; }
+    // The square that a column must have, for what smallest_share() says.
+    NFD_FAST_HD double least(double square) const {
+        // Squared: 16 times the smallest normal float, far from where the inverse of a direction's
+        // length overflows; in double, far from where a square loses digits.
+        constexpr double tiny = sizeof(T) == sizeof(float) ? 0x1p-244 : 1e-290;
+        const double smallest = rules_.tolerance * rules_.tolerance * square;
+        return smallest > tiny ? smallest : tiny;
+    }
+    // How many new directions there may be.
+    NFD_FAST_HD std::int64_t most_new(std::int64_t p) const {
+        const std::int64_t places = (rules_.keep ? memory_.capacity : rules_.width) - p;
+        return batch_ < places ? batch_ : places;
+    }
 
     NFD_FAST_HD_OUTLINE bool project(Products of_z);
     NFD_FAST_HD_OUTLINE double smallest_share(std::int64_t j) const;
@@ -103,6 +118,9 @@ class LayerAlgebra {
     NFD_FAST_HD_OUTLINE void extend_inverse(Small g, Small own);
     NFD_FAST_HD_OUTLINE void round_coefficients();
 
+    // A forward pass adds its increment to the features itself; a backward pass multiplies by phi'
+    // first and takes beta along there.
+    NFD_FAST_HD double applied_factor() const { return forward() ? rules_.branch_factor : 1.0; }
     NFD_FAST_HD bool forward() const { return rules_.side == kFeatures; }
     NFD_FAST_HD Side side() const { return rules_.side; }
     NFD_FAST_HD Side other() const { return opposite(rules_.side); }
@@ -203,22 +221,14 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
     double* const parts = step_.work;
     double* const lengths = step_.work + batch_;
     crew_.each(batch_, [&](std::int64_t j) { lengths[j] = ::sqrt(of_z.zz[j * batch_ + j]); });
-    const std::int64_t places = (rules_.keep ? memory_.capacity : rules_.width) - p;
-    const std::int64_t most = batch_ < places ? batch_ : places;
-    const double share = rules_.tolerance * rules_.tolerance;
-    // What is not stored need not be well conditioned.
-    const double clearly = rules_.keep ? kClearlyNew : kNew;
-    // Squared: 16 times the smallest normal float, far from where the inverse of a direction's
-    // length overflows; in double, far from where a square loses digits.
-    constexpr double tiny = sizeof(T) == sizeof(float) ? 0x1p-244 : 1e-290;
+    const std::int64_t most = most_new(p);
     bool settled = true;
     std::int64_t rank = 0;
     for (std::int64_t j = 0; j < batch_; ++j) {
         const double whole = of_z.zz[j * batch_ + j];
-        const double smallest = share * smallest_share(j);
-        const double least = smallest > tiny ? smallest : tiny;
+        const double smallest = least(smallest_share(j));
         // Written so that NaN counts as dependent: it is found and reported elsewhere.
-        bool open = whole > least && rank < most;
+        bool open = whole > smallest && rank < most;
         bool fresh = false;
         double left = 0;
         if (open) {
@@ -235,10 +245,10 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
                 crew_.each(i, [&](std::int64_t l) { parts[l] -= t(l, at) * part; });
             }
             const double known = size * size;
-            open = left + kKnown * known > least;
+            open = left + kKnown * known > smallest;
             if (open) {
-                fresh = left > (kNew * known > least ? kNew * known : least);
-                settled = settled && fresh && left > clearly * known;
+                fresh = left > (kNew * known > smallest ? kNew * known : smallest);
+                settled = settled && fresh && left > clearly() * known;
             }
         }
         crew_.alone([&] {
@@ -412,9 +422,7 @@ NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::compose() {
 // W X = V (Gamma c) + xi T + Q (k T + D U.X), with beta, in T.
 template <class T, class Crew>
 NFD_FAST_HD_OUTLINE void LayerAlgebra<T, Crew>::round_coefficients() {
-    // A forward pass adds its increment to the features itself; a backward pass multiplies by phi'
-    // first and takes beta along there.
-    const double beta = forward() ? rules_.branch_factor : 1.0;
+    const double beta = applied_factor();
     const std::int64_t rank = step_.rank, p = step_.p, q = step_.q;
     const std::int64_t row = rules_.padded(batch_);
     const Small work{step_.work, batch_}, t{step_.t, batch_};
