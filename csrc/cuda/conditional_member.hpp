@@ -405,18 +405,18 @@ class Member {
             append(index - filing_delay());
         }
         if (leader()) {
-            if (round == 0) bring_near(layer);
-            near_is_there();
+            if (!p_.step_shared && threadIdx.x == 0) lay_out(published_step(index));
+            if (round == 0) {
+                bring_near(layer);
+                near_is_there();
+                with_algebra([&](auto& algebra) { algebra.prepare(near_layer_, found()); });
+            }
             const std::int64_t count = product_count(layer);
             wait_for_all();
             gather(round == 0 ? sums(index, 0) : rest_sums(0), p_.slot_size, count);
-            if (!p_.step_shared && threadIdx.x == 0) lay_out(published_step(index));
-            __syncthreads();
             with_algebra([&](auto& algebra) {
-                const Products found(combined_, near_.ranks[side_][near_layer_ - 1],
-                                     near_.ranks[other()][near_layer_ - 1], batch_);
-                const bool settled = round == 0 ? algebra.take_apart(near_layer_, found)
-                                                : algebra.take_rest_apart(near_layer_, found);
+                const bool settled =
+                    round == 0 ? algebra.take_apart() : algebra.take_rest_apart(found());
                 const bool done = settled || round == kMostRounds;
                 // Never seen; but no answer rather than a wrong one.
                 if (threadIdx.x == 0 && done && !settled) report(index + 1);
@@ -433,6 +433,12 @@ class Member {
             take_over(index, p_.applied);
         }
         return head_.command;
+    }
+
+    // The sums of the layer that is near.
+    __device__ Products found() const {
+        return {combined_, near_.ranks[side_][near_layer_ - 1],
+                near_.ranks[other()][near_layer_ - 1], batch_};
     }
 
     __device__ bool asked_to_stop(std::int64_t index) {

@@ -3,31 +3,34 @@
 // layer_algebra.hpp goes from one small product to the next, some fifty in a chain, and on a device
 // each costs a wait of many threads. Here are the same numbers from as few steps as depend on each
 // other. With the inverse Grams I = (U.U)^-1 and J = (Q.Q)^-1, the images W U = V Gamma and
-// W^T Q = S Omega, the cross products C = S.U, and the letters of layer_algebra.hpp, in the order
-// of their steps:
+// W^T Q = S Omega, the cross products C = S.U, and the letters of layer_algebra.hpp:
 //     1. c = I b           d = D b              w = J z
 //     2. E = X.X - b^T c   r = s - C c          beta Gamma c
 //     3. T from E          g = Omega^T r
 //     4.                   y = J g
-//     5. k = y' T^-1 - w'  k T + D b = y' N - w' T + d        N = T^-1 T
-// where a prime picks the columns at the pivots. What layer_algebra.hpp asks about the new
-// directions, (s - C c) T^-1, is asked here about the block as it is, and T^-1 comes last: so all
-// products go on while one warp finds T. Nothing is lost by it: r is the same difference as there.
-//
-// N (rank, B) has the coefficients of the block's columns in those at the pivots, up to the basis:
-// at the pivots it is the identity, so that y' N is y itself there.
+//     5. k = y R - w P     k T + D b = y N - w H + d
+// for matrices in which a new direction has the row of its column in the block, and the other rows
+// are zero: P (B, rank) picks the pivots, R = P T^-1, H = P T and N = P T^-1 T, the coefficients of
+// the block's columns in those at the pivots. What layer_algebra.hpp asks about the new directions,
+// (s - C c) T^-1, is asked here about the block as it is, and T^-1 comes last: so the products go
+// on while one warp finds T. Nothing is lost by it: r is the same difference as there, and at the
+// pivots N is the identity.
 //
 // T is found row by row: of the E that is left, the row at a pivot j, over its root, is a row of T,
-// and is taken off. Coefficients on the pivots come along. For l before a new pivot j
-//     N_l,i -= N_l,j E_j,i / E_j,j          N_new,i = E_j,i / E_j,j          for all columns i > j
-// and of the inverse the column of a new pivot is -N_l,j over the root, and 1 over it: the rows of
-// E that are left and those of N change by the same rule, all at once, which makes one wait per
-// pivot. N_l,j also says how long a column's parts are, and thus how well is known what is left.
+// and is taken off. The coefficients N come along:
+//     N_m,i -= N_m,j E_j,i / E_j,j          N_j,i = E_j,i / E_j,j          for m < j < i
+// and of T^-1 the column of the new pivot is -N_m,j over the root, and 1 over it. What is left of E
+// and N change by the same rule, all at once, so that there is one wait per column. N_m,j also says
+// how long a column's parts are, and with that how well is known what is left of it.
 //
-// A nearly dependent block is taken apart so in each of its rounds; what follows a second one is
-// left to layer_algebra.hpp.
+// Each step is a list of products that don't depend on each other. Lists are made while the block
+// still waits for the sums; then a warp looks up its share and has little else to do.
+//
+// A nearly dependent block is taken apart so in each of its rounds; the answer to what needed more
+// than one is left to layer_algebra.hpp.
 #pragma once
 
+#include <climits>
 #include <cmath>
 #include <cstdint>
 
@@ -35,52 +38,6 @@
 #include "nfd_fast/layer_algebra.hpp"
 
 namespace nfd_fast::cuda {
-
-// Warps that share out the rows of matrices that don't depend on each other. Each takes eight rows
-// at a time, four lanes a row; where one matrix ends the next one begins, so that none waits.
-class Gang {
-  public:
-    static constexpr int kRows = 8, kColumns = kWarp / kRows;
-
-    __device__ Gang(int warp, int warps) : warp_(warp), warps_(warps), turn_(warp) {}
-
-    // The first group of rows that this warp takes, of a matrix that has so many.
-    __device__ int take(int groups) {
-        const int first = turn_;
-        turn_ -= groups;
-        while (turn_ < 0) turn_ += warps_;
-        return first;
-    }
-    __device__ int warps() const { return warps_; }
-    __device__ static int groups(int rows) { return (rows + kRows - 1) / kRows; }
-    __device__ static int row() { return static_cast<int>(threadIdx.x) % kWarp / kColumns; }
-    __device__ static int column() { return static_cast<int>(threadIdx.x) % kColumns; }
-
-    // Calls f(i, j), shared out, and doesn't wait.
-    template <class F>
-    __device__ void each(int rows, int columns, F f) {
-#pragma unroll 1
-        for (int i = take(groups(rows)) * kRows + row(); i < rows; i += warps_ * kRows) {
-#pragma unroll 1
-            for (int j = column(); j < columns; j += kColumns) f(i, j);
-        }
-    }
-
-  private:
-    int warp_, warps_;
-    int turn_;  // groups from where the next matrix begins to this warp
-};
-
-// Where a matrix is: A(i, k) = data[i * down + k * along].
-struct Strided {
-    const double* data;
-    int down, along;
-
-    __device__ static Strided of(Small a) { return {a.data, static_cast<int>(a.stride), 1}; }
-    __device__ static Strided transpose_of(Small a) {
-        return {a.data, 1, static_cast<int>(a.stride)};
-    }
-};
 
 // 1/sqrt(x) of a positive number.
 __device__ inline double inverse_root(double x) {
@@ -91,6 +48,17 @@ __device__ inline double inverse_root(double x) {
 #endif
 }
 
+// to = factor (add + sign A B) with A(i, k) = a[i down + k along]; add and B have the rows of a
+// block. No `inner` makes it a copy.
+struct Product {
+    const double *a, *b, *add;
+    void* to;
+    double factor, sign;
+    int rows, inner, down, along, stride;
+    bool applied;  // whether it is in the type of the neurons
+    bool fresh;    // whether it has a column for each new direction, and rows as short
+};
+
 template <class T>
 class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     using Base = LayerAlgebra<T, Crew>;
@@ -98,321 +66,336 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
   public:
     using Base::Base;
 
-    // In place of those of the base.
-    __device__ bool take_apart(std::int64_t layer, Products of_block) {
-        const std::int64_t p = memory_.ranks[side()][layer - 1];
-        const std::int64_t q = memory_.ranks[other()][layer - 1];
+    // Says where the inner products of a layer's block will be, when its matrices are there. Then
+    // come, in place of those of the base:
+    __device__ NFD_FAST_OUTLINE void prepare(std::int64_t layer, Products of_block) {
+        crew_.alone([&] {
+            layer_ = layer;
+            step_.p = memory_.ranks[side()][layer - 1];
+            step_.q = memory_.ranks[other()][layer - 1];
+            step_.refined = false;
+            plan(of_block);
+        });
+    }
+    __device__ bool take_apart() { return project(); }
+    __device__ NFD_FAST_OUTLINE bool take_rest_apart(Products of_rest) {
+        crew_.alone([&] {
+            step_.refined = true;
+            plan(of_rest);
+        });
+        return project();
+    }
+    __device__ void answer() {
+        if (step_.refined) return Base::answer();
         if (threadIdx.x == 0) {
-            step_.p = p;
-            step_.q = q;
+            step_.uses_other = step_.q > 0 && (rules_.learns || (rules_.reused && step_.rank > 0));
         }
-        return project(layer, of_block, p, q, true);
+        run(kImages, warp(), crew_.warps());
+        crew_.sync();
+        run(kAnswer, warp(), crew_.warps());
+        crew_.sync();
     }
-    __device__ bool take_rest_apart(std::int64_t layer, Products of_rest) {
-        return project(layer, of_rest, step_.p, step_.q, false);
-    }
-    __device__ NFD_FAST_OUTLINE void answer();
 
   private:
-    using Base::crew_, Base::layer_, Base::memory_, Base::of_layer, Base::other, Base::rules_,
+    using Base::batch_, Base::crew_, Base::layer_, Base::memory_, Base::other, Base::rules_,
         Base::side, Base::step_;
 
-    __device__ NFD_FAST_OUTLINE bool project(std::int64_t layer, Products of_z, std::int64_t p,
-                                             std::int64_t q, bool first);
+    // Whose products are made at a time.
+    enum StepOf { kCoefficients, kResidual, kBack, kImages, kAnswer, kSteps };
+    static constexpr int kMostOfStep = 8, kMost = 20;
+
+    // A share of a product, a warp's at a time: rows with four lanes each, and columns.
+    static constexpr int kColumns = 4, kRows = kWarp / kColumns;
+
+    __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+    __device__ static int row() { return static_cast<int>(threadIdx.x) % kWarp / kColumns; }
+    __device__ static int column() { return static_cast<int>(threadIdx.x) % kColumns; }
+    __device__ int batch() const { return static_cast<int>(batch_); }
+
+    // Where the header comment's numbers are, in arrays that are free meanwhile.
+    __device__ double* d() const { return step_.seen; }                 // (q, B)
+    __device__ double* r() const { return step_.k; }                    // (q, B)
+    __device__ double* g() const { return step_.gram_solved; }          // (q, B)
+    __device__ double* of_images() const { return step_.other_cross; }  // (q, B) W U c along Q
+    __device__ double* lengths() const { return step_.work; }           // (B) of the columns
+    __device__ double* n_and_minus_h() const { return step_.work + batch(); }  // (2 B, B)
+    __device__ double* r_and_minus_p() const { return n_and_minus_h() + 2 * batch() * batch(); }
+    __device__ double* y_and_w() const { return r_and_minus_p() + 2 * batch() * batch(); }
+
+    // --- Lists of products ---
+
+    __device__ NFD_FAST_OUTLINE void plan(Products z);
+    __device__ Product product(std::int64_t rows, std::int64_t inner, Small a, const double* b,
+                               void* to) const {
+        return {a.data,
+                b,
+                nullptr,
+                to,
+                1.0,
+                1.0,
+                static_cast<int>(rows),
+                static_cast<int>(inner),
+                static_cast<int>(a.stride),
+                1,
+                batch(),
+                false,
+                false};
+    }
+    __device__ static Product transposed(Product p) {
+        p.along = p.down;
+        p.down = 1;
+        return p;
+    }
+    __device__ static Product plus(const double* add, double sign, Product p) {
+        p.add = add;
+        p.sign = sign;
+        return p;
+    }
+    __device__ Product applied(double factor, Product p) const {
+        p.factor = factor;
+        p.applied = true;
+        p.stride = static_cast<int>(rules_.padded(batch_));
+        return p;
+    }
+    __device__ static Product fresh(Product p) {
+        p.fresh = true;
+        return p;
+    }
+    __device__ Product copy(const double* from, std::int64_t rows, void* to) const {
+        return plus(from, 1.0, product(rows, 0, Small{nullptr, 1}, from, to));
+    }
+    __device__ void begin(StepOf step) {
+        now_ = step;
+        first_[step] = step == 0 ? 0 : first_[step - 1] + count_;
+        count_ = ends_[step] = 0;
+        for (int m = 0; m < kMostOfStep; ++m) starts_[step][m] = INT_MAX;
+    }
+    __device__ void add(const Product& p) {
+        products_[first_[now_] + count_] = p;
+        starts_[now_][count_++] = ends_[now_];
+        const int blocks = (batch() + kColumns - 1) / kColumns;
+        ends_[now_] += (p.rows + kRows - 1) / kRows * blocks;
+    }
+
+    __device__ NFD_FAST_OUTLINE void run(StepOf step, int first, int apart) const;
+    __device__ NFD_FAST_OUTLINE bool project();
     __device__ NFD_FAST_OUTLINE void factorize(const double* zz);
 
-    // To = add + factor A B, without waiting, for a B (inner, batch). Lanes that share a row have
-    // every fourth product each, of four columns, and in the end a column.
-    template <class To>
-    __device__ NFD_FAST_OUTLINE static void multiply_rows(int group, int warps, int rows, int inner,
-                                                          Strided a, const double* b, int batch,
-                                                          double factor, const double* add, To* to,
-                                                          int stride);
-    template <class To>
-    __device__ void multiply(Gang& gang, std::int64_t rows, std::int64_t inner, Strided a,
-                             const double* b, double factor, const double* add, To* to,
-                             std::int64_t stride) const {
-        const int count = static_cast<int>(rows), columns = batch();
-        const int blocks = (columns + Gang::kColumns - 1) / Gang::kColumns;
-        multiply_rows(gang.take(Gang::groups(count) * blocks), gang.warps(), count,
-                      static_cast<int>(inner), a, b, columns, factor, add, to,
-                      static_cast<int>(stride));
-    }
-    // To = A B, as far apart as the block.
-    __device__ void multiply(Gang& gang, std::int64_t rows, std::int64_t inner, Strided a,
-                             const double* b, double* to) const {
-        multiply(gang, rows, inner, a, b, 1.0, nullptr, to, batch());
-    }
-
-    __device__ Gang gang() const { return {warp(), crew_.warps()}; }
-    __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-    __device__ int batch() const { return static_cast<int>(Base::batch_); }
-
-    // Where the numbers of the header comment are, in arrays that are free meanwhile.
-    __device__ double* d() const { return step_.seen; }                         // (q, B)
-    __device__ double* w() const { return step_.other_cross; }                  // (q, B)
-    __device__ double* r() const { return step_.k; }                            // (q, B)
-    __device__ double* g() const { return step_.gram_solved; }                  // (q, B)
-    __device__ double* y() const { return step_.k; }                            // (q, B), after r
-    __device__ double* along_other() const { return step_.new_cross; }          // (q, B) of W U c
-    __device__ double* lengths() const { return step_.work; }                   // (B) of Z
-    __device__ double* inverse() const { return step_.work + batch(); }         // (B, B) T^-1
-    __device__ double* parts() const { return inverse() + batch() * batch(); }  // (rank, B) N
-
-    bool settled_ = false;
+    Product products_[kMost];
+    // Of each step: its first product, the first share of each of its products, and how many
+    // shares there are.
+    alignas(16) int starts_[kSteps][kMostOfStep];
+    int first_[kSteps], ends_[kSteps];
+    StepOf now_;
+    int count_;
+    const double* zz_;
+    bool settled_;
 };
 
+// By one thread.
 template <class T>
-template <class To>
-__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::multiply_rows(int group, int warps, int rows,
-                                                                 int inner, Strided a,
-                                                                 const double* b, int batch,
-                                                                 double factor, const double* add,
-                                                                 To* to, int stride) {
-    static_assert(Gang::kColumns == 4, "a lane adds up four columns");
-    const int groups = Gang::groups(rows), mine = Gang::column();
+__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::plan(Products z) {
+    const std::int64_t p = step_.p, q = step_.q;
+    const bool first = !step_.refined, reused = first && rules_.reused;
+    const bool coupled = first && rules_.coupled;
+    const double beta = Base::applied_factor();
+    const auto matrix = [&](double* array) { return Base::of_layer(array); };
+    const Small learned = matrix(memory_.learned), own{step_.c, batch_};
+    const Small both{y_and_w(), 2 * batch_};
+    double *const n = n_and_minus_h(), *const root = r_and_minus_p();
+    double *const minus_h = n + batch_ * batch_, *const minus_p = root + batch_ * batch_;
+    zz_ = z.zz;
+
+    begin(kCoefficients);
+    add(product(p, p, matrix(memory_.inverse[side()]), z.b, step_.c));
+    add(copy(z.s, q, step_.s));
+    if (first) {
+        const Product of_learned = product(q, p, learned, z.b, d());
+        add(Base::forward() ? of_learned : transposed(of_learned));
+        add(copy(z.b, p, step_.b));
+        add(copy(z.z, q, step_.z));
+        add(copy(z.zz, batch_, step_.xx));
+    }
+    if (reused) {
+        Product w = product(q, q, matrix(memory_.inverse[other()]), z.z, both.data + batch_);
+        w.stride = 2 * batch();
+        add(w);
+    }
+
+    begin(kResidual);
+    const Small block{z.b, batch_};
+    add(plus(z.zz, -1.0, transposed(product(batch_, p, block, step_.c, step_.e))));
+    if (reused) add(plus(z.s, -1.0, product(q, p, matrix(memory_.cross[side()]), step_.c, r())));
+    if (first) {
+        add(applied(beta, product(p, p, matrix(memory_.gamma[side()]), step_.c, step_.images)));
+    }
+    if (coupled) add(product(q, p, matrix(memory_.along_other[side()]), step_.c, of_images()));
+
+    begin(kBack);
+    if (reused) add(transposed(product(q, q, matrix(memory_.gamma[other()]), r(), g())));
+
+    begin(kImages);
+    if (reused) {
+        Product y = product(q, q, matrix(memory_.inverse[other()]), g(), both.data);
+        y.stride = 2 * batch();
+        add(y);
+    }
+    add(fresh(applied(1.0, product(p, batch_, own, minus_p, step_.from_basis))));
+    add(applied(-beta, copy(minus_h, batch_, step_.noise)));
+
+    begin(kAnswer);
+    const std::int64_t known = reused ? 2 * batch_ : 0;
+    add(applied(beta, plus(d(), 1.0, product(q, known, both, n, step_.other))));
+    if (reused) add(fresh(applied(1.0, product(q, known, both, root, step_.image_shift))));
+    if (coupled) {
+        add(applied(rules_.branch_factor,
+                    plus(of_images(), 1.0, product(q, batch_, both, n, step_.coupling))));
+        add(fresh(product(q, batch_, both, root, step_.gram_solved)));
+    }
+}
+
+// This warp's shares of a step, `apart`, by all its lanes. Lanes of a row have every fourth term
+// each, of four columns, and in the end a column.
+template <class T>
+__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::run(StepOf step, int first, int apart) const {
+    static_assert(kColumns == 4, "a lane adds up four columns");
+    const int batch = this->batch(), mine = column(), end = ends_[step];
 #pragma unroll 1
-    for (int j = 0;; group += warps) {
-        while (group >= groups && j < batch) {
-            group -= groups;
-            j += Gang::kColumns;
+    for (int share = first; share < end; share += apart) {
+        int which = -1, start = 0;
+#pragma unroll
+        for (int m = 0; m < kMostOfStep; ++m) {
+            const int from = starts_[step][m];
+            which += from <= share ? 1 : 0;
+            start = from <= share ? from : start;
         }
-        if (j >= batch) return;
+        const Product& p = products_[first_[step] + which];
+        const int rows = p.rows, groups = (rows + kRows - 1) / kRows;
+        int group = share - start, j = 0;
+        for (; group >= groups; group -= groups) j += kColumns;
         // What is beyond an end is worked out from what is before it, and dropped.
-        const int i = group * Gang::kRows + Gang::row(), last = batch - 1 - j;
+        const int i = group * kRows + row(), last = batch - 1 - j;
         const int second = last < 1 ? last : 1, third = last < 2 ? last : 2;
         const int fourth = last < 3 ? last : 3;
-        const double* left = a.data + (i < rows ? i : rows - 1) * a.down + mine * a.along;
-        const double* right = b + mine * batch + j;
-        double sum[Gang::kColumns] = {0, 0, 0, 0};
+        const bool there = i < rows && mine <= last;
+        const double before = p.add && there ? p.add[i * batch + j + mine] : 0.0;
+        const int inner = p.inner, along = kColumns * p.along;
+        const double* left = p.a + (i < rows ? i : rows - 1) * p.down + mine * p.along;
+        const double* right = p.b + mine * batch + j;
+        double sum[kColumns] = {0, 0, 0, 0};
 #pragma unroll 4
-        for (int k = mine; k < inner; k += Gang::kColumns) {
+        for (int k = mine; k < inner; k += kColumns) {
             const double value = *left;
             sum[0] = ::fma(value, right[0], sum[0]);
             sum[1] = ::fma(value, right[second], sum[1]);
             sum[2] = ::fma(value, right[third], sum[2]);
             sum[3] = ::fma(value, right[fourth], sum[3]);
-            left += Gang::kColumns * a.along;
-            right += Gang::kColumns * batch;
+            left += along;
+            right += kColumns * batch;
         }
-        const double total = sums_over_warp<Gang::kColumns, Gang::kColumns / 2>(sum);
-        if (i >= rows || mine > last) continue;
-        const double before = add ? add[i * batch + j + mine] : 0.0;
-        to[i * stride + j + mine] = static_cast<To>(::fma(factor, total, before));
+        const double total = sums_over_warp<kColumns, kColumns / 2>(sum);
+        const int rank = p.fresh ? static_cast<int>(step_.rank) : batch;
+        if (!there || j + mine >= rank) continue;
+        const double value = p.factor * ::fma(p.sign, total, before);
+        const int filled = p.applied ? static_cast<int>(rules_.padded(rank)) : rank;
+        const int at = i * (p.fresh ? filled : p.stride) + j + mine;
+        if (p.applied) {
+            static_cast<T*>(p.to)[at] = static_cast<T>(value);
+        } else {
+            static_cast<double*>(p.to)[at] = value;
+        }
     }
 }
 
 template <class T>
-__device__ NFD_FAST_OUTLINE bool LeaderAlgebra<T>::project(std::int64_t layer, Products of_z,
-                                                           std::int64_t p, std::int64_t q,
-                                                           bool first) {
-    const int count = batch();
-    const bool images = first && rules_.reused;
-    const auto matrix = [&](double* array) { return memory_.square(array, layer); };
-    if (threadIdx.x == 0) {
-        layer_ = layer;
-        step_.refined = !first;
+__device__ NFD_FAST_OUTLINE bool LeaderAlgebra<T>::project() {
+    const int warps = crew_.warps(), me = warp();
+    run(kCoefficients, me, warps);
+    double* const length = lengths();
+    for (int i = static_cast<int>(threadIdx.x); i < batch(); i += warps * kWarp) {
+        length[i] = ::sqrt(zz_[i * batch() + i]);
     }
-    {
-        Gang all = gang();
-        const Small learned = matrix(memory_.learned);
-        multiply(all, p, p, Strided::of(matrix(memory_.inverse[side()])), of_z.b, step_.c);
-        if (first)
-            multiply(all, q, p,
-                     Base::forward() ? Strided::of(learned) : Strided::transpose_of(learned),
-                     of_z.b, d());
-        if (images) {
-            multiply(all, q, q, Strided::of(matrix(memory_.inverse[other()])), of_z.z, w());
-        }
-        const auto keep = [&](const double* from, std::int64_t rows, double* to) {
-            all.each(static_cast<int>(rows), count,
-                     [=](int i, int j) { to[i * count + j] = from[i * count + j]; });
-        };
-        keep(of_z.s, q, step_.s);
-        if (first) {
-            keep(of_z.b, p, step_.b);
-            keep(of_z.z, q, step_.z);
-            keep(of_z.zz, count, step_.xx);
-        }
-        crew_.sync();
-    }
-    {
-        Gang all = gang();
-        multiply(all, count, p, Strided{of_z.b, 1, count}, step_.c, -1.0, of_z.zz, step_.e, count);
-        if (images) {
-            multiply(all, q, p, Strided::of(matrix(memory_.cross[side()])), step_.c, -1.0, of_z.s,
-                     r(), count);
-        }
-        if (first) {
-            multiply(all, p, p, Strided::of(matrix(memory_.gamma[side()])), step_.c,
-                     Base::applied_factor(), nullptr, step_.images, rules_.padded(count));
-            if (rules_.coupled) {
-                multiply(all, q, p, Strided::of(matrix(memory_.along_other[side()])), step_.c,
-                         along_other());
-            }
-        }
-        double* const to = lengths();
-        all.each(count, 1, [=](int i, int) { to[i] = ::sqrt(of_z.zz[i * count + i]); });
-        crew_.sync();
-    }
-    if (warp() == 0) factorize(of_z.zz);
-    const int helpers = crew_.warps() > 1 ? crew_.warps() - 1 : 1;
-    if (images && warp() >= crew_.warps() - helpers) {
-        Gang rest{warp() - (crew_.warps() - helpers), helpers};
-        multiply(rest, q, q, Strided::transpose_of(matrix(memory_.gamma[other()])), r(), g());
-    }
+    crew_.sync();
+    run(kResidual, me, warps);
+    crew_.sync();
+    const int helpers = warps > 1 ? warps - 1 : 1;
+    if (me == 0) factorize(zz_);
+    if (me >= warps - helpers) run(kBack, me - (warps - helpers), helpers);
     crew_.sync();
     return settled_;
 }
 
-// T, T^-1 and N, by one warp.
+// T with T^-1, N, H, R and P, by one warp.
 template <class T>
 __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize(const double* zz) {
-    const int count = batch();
-    const int most = static_cast<int>(Base::most_new(step_.p));
+    const int count = batch(), most = static_cast<int>(Base::most_new(step_.p));
     const double clearly = Base::clearly();
-    double *const e = step_.e, *const t = step_.t, *const n = parts(), *const root = inverse();
-    double* const length = lengths();
+    double *const e = step_.e, *const t = step_.t, *const length = lengths();
+    double *const n = n_and_minus_h(), *const minus_h = n + count * count;
+    double *const root = r_and_minus_p(), *const minus_p = root + count * count;
     const bool refined = step_.refined, speaks = threadIdx.x % kWarp == 0;
     bool settled = true;
     int rank = 0;
 #pragma unroll 1
     for (int j = 0; j < count; ++j) {
+        // What is left of the square, and the square of the numbers it is what is left of.
         const double left = e[j * count + j], whole = zz[j * count + j];
         const double over_root = inverse_root(left);
         const double least =
             Base::least(refined ? Base::smallest_share(j) : step_.xx[j * count + j]);
         double size = length[j];
 #pragma unroll 4
-        for (int l = 0; l < rank; ++l) size = ::fma(::fabs(n[l * count + j]), length[l], size);
+        for (int m = 0; m < j; ++m) size = ::fma(::fabs(n[m * count + j]), length[m], size);
         const double known = size * size;
         // Written so that NaN counts as dependent.
         const bool open = whole > least && rank < most && left + Base::kKnown * known > least;
         const bool fresh = open && left > (Base::kNew * known > least ? Base::kNew * known : least);
         settled = settled && (!open || (fresh && left > clearly * known));
-        if (speaks) step_.open[j] = open;
-        if (fresh) {
+        if (speaks) {
+            step_.open[j] = open;
+            if (fresh) step_.pivot[rank] = j;
+        }
 #pragma unroll 1
-            for (int m = Gang::row(); m < count; m += Gang::kRows) {
+        for (int m = row(); m < count; m += kRows) {
+            if (!fresh && m != j) continue;
 #pragma unroll 1
-                for (int i = Gang::column(); i < count; i += Gang::kColumns) {
-                    const double upper = i < j ? 0.0 : e[j * count + i] * over_root;
-                    const double part = i > j ? upper * over_root : 0.0;
-                    if (m == j) {
-                        t[rank * count + i] = upper;
-                        n[rank * count + i] = part;
-                        if (i == j) root[rank * count + rank] = over_root;
-                    } else if (m < rank || (m > j && i >= m)) {
-                        const bool of_n = m < rank;
-                        const double factor = of_n ? n[m * count + j] : e[j * count + m];
-                        double* const entry = (of_n ? n : e) + m * count + i;
-                        if (i > j) *entry = ::fma(-factor, part, *entry);
-                        if (i == j) root[m * count + rank] = -factor * over_root;
-                    }
+            for (int i = column(); i < count; i += kColumns) {
+                const double upper = fresh && i >= j ? e[j * count + i] * over_root : 0.0;
+                const double part = fresh && i > j ? upper * over_root : 0.0;
+                if (m == j) {
+                    if (fresh) t[rank * count + i] = upper;
+                    minus_h[j * count + i] = -upper;
+                    n[j * count + i] = part;
+                } else if (i > j && (m < j || i >= m)) {
+                    double* const entry = (m < j ? n : e) + m * count + i;
+                    *entry = ::fma(m < j ? -n[m * count + j] : -e[j * count + m], part, *entry);
+                }
+                if (fresh && i == j) {
+                    const double in_n = m < j ? -n[m * count + j] : m == j ? 1.0 : 0.0;
+                    root[m * count + rank] = in_n * over_root;
+                    minus_p[m * count + rank] = m == j ? -1.0 : 0.0;
                 }
             }
-            // Those of the pivots come to the front: a place is free when its column is done.
-            if (speaks) step_.pivot[rank] = j;
-            if (speaks && rank < j) length[rank] = length[j];
-            ++rank;
         }
+        rank += fresh ? 1 : 0;
         __syncwarp();
     }
+    const int stride = static_cast<int>(rules_.padded(rank));
 #pragma unroll 1
-    for (int m = Gang::row(); m < rank; m += Gang::kRows) {
+    for (int m = row(); m < count; m += kRows) {
 #pragma unroll 1
-        for (int l = Gang::column(); l < rank; l += Gang::kColumns) {
-            n[m * count + step_.pivot[l]] = m == l ? 1.0 : 0.0;
-            if (m > l) root[m * count + l] = 0.0;
+        for (int l = column(); l < rank; l += kColumns) {
+            const int at = static_cast<int>(step_.pivot[l]);
+            n[m * count + at] = m == at ? 1.0 : 0.0;
+            if (m >= rank) continue;
+            step_.inverse[m * stride + l] =
+                static_cast<T>(root[static_cast<int>(step_.pivot[m]) * count + l]);
         }
     }
     if (speaks) {
         step_.rank = rank;
         settled_ = settled;
     }
-}
-
-template <class T>
-__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::answer() {
-    if (step_.refined) return Base::answer();
-    const int p = static_cast<int>(step_.p), q = static_cast<int>(step_.q);
-    const int rank = static_cast<int>(step_.rank), count = batch();
-    const int row = static_cast<int>(rules_.padded(count));
-    const int short_row = static_cast<int>(rules_.padded(rank));
-    const double beta = Base::applied_factor();
-    const bool images = rules_.reused;
-    const std::int64_t* const pivot = step_.pivot;
-    const double *const t = step_.t, *const n = parts(), *const root = inverse();
-    {
-        Gang all = gang();
-        if (images) {
-            multiply(all, q, q, Strided::of(of_layer(memory_.inverse[other()])), g(), y());
-        }
-        T* const noise = step_.noise;
-        all.each(count, count, [=](int i, int j) {
-            T value = T(0);
-            for (int l = 0; l < rank; ++l) {
-                if (pivot[l] == i) value = static_cast<T>(beta * t[l * count + j]);
-            }
-            noise[i * row + j] = value;
-        });
-        T* const to = step_.inverse;
-        all.each(rank, rank, [=](int i, int j) {
-            to[i * short_row + j] = static_cast<T>(root[i * count + j]);
-        });
-        const double* const c = step_.c;
-        T* const from_basis = step_.from_basis;
-        all.each(p, rank, [=](int i, int j) {
-            from_basis[i * short_row + j] = static_cast<T>(-c[i * count + pivot[j]]);
-        });
-        if (threadIdx.x == 0) {
-            step_.uses_other = q > 0 && (rules_.learns || (rules_.reused && rank > 0));
-        }
-        crew_.sync();
-    }
-    const double *const images_of = y(), *const of_noise = w();
-    // Row i of y' A.
-    const auto along = [=](int i, const double* a, int j) {
-        double sum = 0;
-#pragma unroll 4
-        for (int l = 0; l < rank; ++l) {
-            sum = ::fma(images_of[i * count + pivot[l]], a[l * count + j], sum);
-        }
-        return sum;
-    };
-    Gang all = gang();
-    const double* const of_learned = d();
-    T* const answer = step_.other;
-    all.each(q, count, [=](int i, int j) {
-        double sum = of_learned[i * count + j];
-        if (images) {
-            sum += along(i, n, j);
-#pragma unroll 4
-            for (int l = 0; l < rank; ++l) {
-                sum = ::fma(-of_noise[i * count + pivot[l]], t[l * count + j], sum);
-            }
-        }
-        answer[i * row + j] = static_cast<T>(beta * sum);
-    });
-    if (images) {
-        T* const shift = step_.image_shift;
-        all.each(q, rank, [=](int i, int j) {
-            shift[i * short_row + j] =
-                static_cast<T>(along(i, root, j) - of_noise[i * count + pivot[j]]);
-        });
-    }
-    if (rules_.coupled) {
-        const double* const of_basis = along_other();
-        const double scale = rules_.branch_factor;
-        T* const coupling = step_.coupling;
-        double* const solved = step_.gram_solved;
-        all.each(q, count, [=](int i, int j) {
-            coupling[i * row + j] =
-                static_cast<T>(scale * (of_basis[i * count + j] + along(i, n, j)));
-        });
-        all.each(q, rank, [=](int i, int j) { solved[i * rank + j] = along(i, root, j); });
-    }
-    crew_.sync();
 }
 
 }  // namespace nfd_fast::cuda
