@@ -39,29 +39,39 @@ constexpr int kDefaultMath = 0, kTf32Math = 3;
 
 #if defined(NFD_FAST_EMULATES_CUDA)
 
-// The same interface on the processor: column-major, without a thought for speed.
+// The same interface on the processor: column-major, without a thought for speed. A handle is its
+// stream.
 template <class T>
-int multiply_slowly(void*, int transpose_a, int transpose_b, int rows, int columns, int inner,
-                    const T* alpha, const T* a, int stride_a, const T* b, int stride_b,
+int multiply_slowly(void* handle, int transpose_a, int transpose_b, int rows, int columns,
+                    int inner, const T* alpha, const T* a, int stride_a, const T* b, int stride_b,
                     const T* beta, T* c, int stride_c) {
-    for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j < columns; ++j) {
-            T sum = 0;
-            for (int k = 0; k < inner; ++k) {
-                sum += a[transpose_a ? i * stride_a + k : k * stride_a + i] *
-                       b[transpose_b ? k * stride_b + j : j * stride_b + k];
+    const auto multiply = [=, alpha = *alpha, beta = *beta] {
+        for (int i = 0; i < rows; ++i) {
+            for (int j = 0; j < columns; ++j) {
+                T sum = 0;
+                for (int k = 0; k < inner; ++k) {
+                    sum += a[transpose_a ? i * stride_a + k : k * stride_a + i] *
+                           b[transpose_b ? k * stride_b + j : j * stride_b + k];
+                }
+                T& to = c[j * stride_c + i];
+                to = alpha * sum + (beta == 0 ? T(0) : beta * to);
             }
-            T& to = c[j * stride_c + i];
-            to = *alpha * sum + (*beta == 0 ? T(0) : *beta * to);
         }
-    }
+    };
+    emulation::enqueue(*static_cast<cudaStream_t*>(handle), multiply);
     return 0;
 }
 
 const Interface* load() {
     static const Interface emulated{"emulated",
-                                    [](void** handle) { return *handle = nullptr, 0; },
-                                    [](void*, cudaStream_t) { return 0; },
+                                    [](void** handle) {
+                                        *handle = new cudaStream_t{};
+                                        return 0;
+                                    },
+                                    [](void* handle, cudaStream_t stream) {
+                                        *static_cast<cudaStream_t*>(handle) = stream;
+                                        return 0;
+                                    },
                                     [](void*, void*, std::size_t) { return 0; },
                                     [](void*, int) { return 0; },
                                     multiply_slowly<float>,

@@ -34,7 +34,7 @@ struct DenseHidden {
         if (is_narrow(p.stack)) {
             h.narrow.lay_out(p.stack, arena, replicas);
         } else {
-            h.wide.lay_out(p.stack, arena);
+            h.wide.lay_out(p.stack, arena, p.train_hidden);
         }
         return h;
     }

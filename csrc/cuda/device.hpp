@@ -62,10 +62,19 @@ Pinned<Element> take_pinned(std::size_t count) {
     return Pinned<Element>(static_cast<Element*>(block));
 }
 
+// Blocks of urgent streams come first where a multiprocessor has room.
+enum class Urgency { none, urgent };
+
 // A stream of its own, waited for and destroyed in the end.
 class Stream {
   public:
-    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream"); }
+    explicit Stream(Urgency urgency = Urgency::none) {
+        int least = 0, greatest = 0;
+        check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "a question about the device");
+        check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
+                                           urgency == Urgency::urgent ? greatest : least),
+              "a new stream");
+    }
     ~Stream() {
         cudaStreamSynchronize(stream_);
         cudaStreamDestroy(stream_);
@@ -90,7 +99,7 @@ class Stream {
     cudaStream_t stream_ = nullptr;
 };
 
-// A point in a stream that the host can ask about.
+// A point in a stream that the host can ask about, and other streams can wait for.
 class Event {
   public:
     explicit Event(bool timed = false) {
@@ -102,6 +111,10 @@ class Event {
     Event& operator=(const Event&) = delete;
 
     void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "an event"); }
+    // What the stream is given from now on comes after it.
+    void hold(cudaStream_t stream) const {
+        check(cudaStreamWaitEvent(stream, event_, 0), "a wait for an event");
+    }
     // Whether the stream has got there.
     bool done() const {
         const cudaError_t status = cudaEventQuery(event_);
@@ -147,8 +160,10 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
             cudaStream_t stream, bool together, Arguments&&... arguments) {
 #if defined(NFD_FAST_EMULATES_CUDA)
-    (void)stream;
-    emulation::run(grid, block, shared_bytes, together, [&] { kernel(Parameters(arguments)...); });
+    emulation::enqueue(stream, [=] {
+        emulation::run(grid, block, shared_bytes, together,
+                       [&] { kernel(Parameters(arguments)...); });
+    });
 #else
     cudaLaunchAttribute cooperative{};
     cooperative.id = cudaLaunchAttributeCooperative;

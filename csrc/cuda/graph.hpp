@@ -23,7 +23,8 @@ class Graph {
     }
 
     // `work` enqueues the same on the stream every time. It is done once as it is, so that
-    // libraries load what must not be loaded in a capture, and captured the second time.
+    // libraries load what must not be loaded in a capture, and captured the second time. Other
+    // streams that take part wait for this one first and are waited for in the end.
     void run(cudaStream_t stream, const std::function<void()>& work) {
         if (!begun_) {
             begun_ = true;
@@ -41,13 +42,16 @@ class Graph {
         try {
             work();
         } catch (...) {
+            // Also of the streams that it has not waited for: they then capture no more.
             cudaStreamEndCapture(stream, &graph);
             if (graph) cudaGraphDestroy(graph);
+            cudaGetLastError();
             throw;
         }
         check(cudaStreamEndCapture(stream, &graph), "a capture");
         cudaGraphExec_t instance = nullptr;
-        const cudaError_t status = cudaGraphInstantiate(&instance, graph, 0);
+        const cudaError_t status =
+            cudaGraphInstantiate(&instance, graph, cudaGraphInstantiateFlagUseNodePriority);
         cudaGraphDestroy(graph);
         check(status, "a capture");
         return instance;

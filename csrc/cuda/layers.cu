@@ -22,7 +22,7 @@ struct Scratch {
         if (is_narrow(s)) {
             narrow.lay_out(s, arena, 1);
         } else {
-            wide.lay_out(s, arena);
+            wide.lay_out(s, arena, false);
         }
         return arena.used();
     }

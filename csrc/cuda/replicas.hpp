@@ -397,7 +397,7 @@ class Replicas {
     Wave<T> forward_, backward_;
     RecordedRow rest_;  // what the hidden layers don't write
     int living_ = 0;
-    Stream stream_;
+    Stream stream_{Urgency::urgent};
 };
 
 template <class T, template <class> class Hidden>

@@ -88,20 +88,25 @@ T branch_scale(const LayerStack& s) {
 }  // namespace
 
 template <class T>
-void WideLayers<T>::lay_out(const LayerStack& s, Arena& arena) {
+void WideLayers<T>::lay_out(const LayerStack& s, Arena& arena, bool moving) {
     const double layer = static_cast<double>(s.batch) * static_cast<double>(s.width);
     arena.take(activations_, static_cast<double>(s.depth) * layer);
     arena.take(products_, layer);
-    arena.take(weighted_, 2 * layer);
-    arena.take(workspace_, static_cast<double>(Cublas::kWorkspace + Cublas::kAlignment));
+    arena.take(weighted_, kWeighted * layer);
+    const double workspace = static_cast<double>(Cublas::kWorkspace + Cublas::kAlignment);
+    arena.take(workspace_, workspace);
+    arena.take(beside_workspace_, moving ? workspace : 0);
 }
 
 template <class T>
 void WideLayers<T>::prepare(const Wave<T>& wave) {
     if (library_) return;
-    const auto address = reinterpret_cast<std::uintptr_t>(workspace_) + Cublas::kAlignment - 1;
-    library_ = std::make_shared<Library>(
-        wave.stream, reinterpret_cast<void*>(address / Cublas::kAlignment * Cublas::kAlignment));
+    const auto aligned = [](unsigned char* workspace) {
+        const auto address = reinterpret_cast<std::uintptr_t>(workspace) + Cublas::kAlignment - 1;
+        return reinterpret_cast<void*>(address / Cublas::kAlignment * Cublas::kAlignment);
+    };
+    library_ = std::make_shared<Library>(wave.stream, aligned(workspace_));
+    if (beside_workspace_) library_->beside.emplace(aligned(beside_workspace_));
 }
 
 template <class T>
@@ -133,7 +138,7 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
     const auto step_of = [&](std::int64_t l) {
         const bool wanted = update && l > 0;
         return Step<T>{wave.weights, step / std::sqrt(static_cast<double>(n)),
-                       wanted ? weighted_ + l % 2 * size : nullptr,
+                       wanted ? weighted(s, l) : nullptr,
                        wanted ? activations_ + (l - 1) * size : nullptr};
     };
     library_->backward.run(wave.stream, [&] {
@@ -146,13 +151,23 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
             const T* above = adjoints.layer(s, l);
             library_->cublas.multiply(Transpose::no, Transpose::no, s.batch, n, n, T(1), above, n,
                                       backward_hidden + matrix, n, T(0), products_, n);
-            if (update) move(s, l, hidden);
-            if (update && backward_hidden != hidden) move(s, l, backward_hidden);
+            if (update) {
+                Beside& beside = *library_->beside;
+                beside.multiplied.record(wave.stream);
+                beside.multiplied.hold(beside.stream.get());
+                move(s, beside.cublas, l, hidden);
+                if (backward_hidden != hidden) move(s, beside.cublas, l, backward_hidden);
+                beside.moved[l % kWeighted].record(beside.stream.get());
+                // The weighted adjoints of layer l-1 come in the place of those of `before`.
+                const std::int64_t before = l - 1 + kWeighted;
+                if (before <= s.depth) beside.moved[before % kWeighted].hold(wave.stream);
+            }
             launch_for_layer(finish_adjoints<T>, s, wave.stream, above,
                              wave.features + (l - 1) * size, products_, branch_scale<T>(s),
                              adjoints.entering(s, l - 1), static_cast<int>(s.depth - (l - 1)),
                              adjoints.layer(s, l - 1), step_of(l - 1), wave.bad_step);
         }
+        if (update) library_->beside->moved[1 % kWeighted].hold(wave.stream);
     });
 }
 
@@ -162,22 +177,23 @@ void WideLayers<T>::update(const LayerStack& s, const Wave<T>& wave, T* hidden, 
     for (std::int64_t l = s.depth; l >= 1; --l) {
         T* activations = activations_ + (l - 1) * size;
         const Step<T> of_layer{wave.weights, step / std::sqrt(static_cast<double>(s.width)),
-                               weighted_ + l % 2 * size, activations};
+                               weighted(s, l), activations};
         launch_for_layer(activate_layer<T>, s, wave.stream, wave.features + (l - 1) * size, 0,
                          activations, nullptr, nullptr);
         launch_for_layer(weigh_layer<T>, s, wave.stream, wave.adjoints + l * size, of_layer,
                          wave.bad_step);
-        move(s, l, hidden);
+        move(s, library_->cublas, l, hidden);
     }
 }
 
 // W_l += weighted^T activations.
 template <class T>
-void WideLayers<T>::move(const LayerStack& s, std::int64_t l, T* matrices) const {
+void WideLayers<T>::move(const LayerStack& s, const Cublas& cublas, std::int64_t l,
+                         T* matrices) const {
     const std::int64_t n = s.width, size = s.layer_size();
-    library_->cublas.multiply(Transpose::yes, Transpose::no, n, n, s.batch, T(1),
-                              weighted_ + l % 2 * size, n, activations_ + (l - 1) * size, n, T(1),
-                              matrices + (l - 1) * s.matrix_size(), n);
+    cublas.multiply(Transpose::yes, Transpose::no, n, n, s.batch, T(1), weighted(s, l), n,
+                    activations_ + (l - 1) * size, n, T(1), matrices + (l - 1) * s.matrix_size(),
+                    n);
 }
 
 template class WideLayers<float>;

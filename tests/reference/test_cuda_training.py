@@ -169,10 +169,13 @@ def long_batches(size: int, cuda: ModuleType) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [40, 100, 129])
 def test_long_batches(size: int, dtype: str, backward: str, cuda: ModuleType) -> None:
-    """Of an ensemble, whose replicas share a wave or, with cuBLAS, come one by one."""
+    """Of an ensemble, whose replicas share a wave or, with cuBLAS, come one by one.
+
+    With more layers than have places for what their matrices move by.
+    """
     batches = long_batches(size, cuda)
     options: dict[str, Any] = {"engine": "dense", "backward": backward, "dtype": dtype}
-    assert_agreement(**options, width=21, batches=batches, seed=(3, 4))
+    assert_agreement(**options, width=21, depth=5, batches=batches, seed=(3, 4))
 
 
 @pytest.mark.parametrize("size", [1, 9])
