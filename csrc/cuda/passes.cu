@@ -165,25 +165,23 @@ __global__ void __launch_bounds__(kThreads)
         }
         return;
     }
+    double sum = 0;
     for (std::int64_t b = threadIdx.x; b < s.batch; b += kThreads) {
         const std::int64_t sample = replica * s.batch + b;
         double* f = net.outputs + sample * outputs;
         for (std::int64_t c = 0; c < outputs; ++c) {
             const double* sums = net.output_sums + (sample * outputs + c) * chunks;
-            double sum = 0;
-            for (std::int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk];
-            f[c] = sum / static_cast<double>(s.width);
+            double output = 0;
+            for (std::int64_t chunk = 0; chunk < chunks; ++chunk) output += sums[chunk];
+            f[c] = output / static_cast<double>(s.width);
         }
         double* chi = net.chi + sample * outputs;
-        net.sample_losses[sample] = loss == Loss::mse
-                                        ? mse(f, net.targets + batch[b] * outputs, outputs, chi)
-                                        : cross_entropy(f, net.labels[batch[b]], outputs, chi);
+        sum += loss == Loss::mse ? mse(f, net.targets + batch[b] * outputs, outputs, chi)
+                                 : cross_entropy(f, net.labels[batch[b]], outputs, chi);
         net.sample_weights[sample] = outputs == 1 ? chi[0] : 1.0;
     }
-    __syncthreads();
+    sum = block_sum(sum, shared_memory<double>());
     if (threadIdx.x != 0) return;
-    double sum = 0;
-    for (std::int64_t b = 0; b < s.batch; ++b) sum += net.sample_losses[replica * s.batch + b];
     const double mean = sum * (1.0 / static_cast<double>(s.batch));
     net.losses[replica] = mean;
     if (!(mean - mean == 0)) {
@@ -490,7 +488,6 @@ void lay_out(const Problem<T>& p, Arena& arena, int replicas, Network<T>& net) {
     arena.take(net.adjoints, count * static_cast<double>(stored_adjoints(p)) * layer);
     arena.take(net.output_sums,
                count * batch * outputs * static_cast<double>(readout_chunks(s.width)));
-    arena.take(net.sample_losses, count * batch);
     arena.take(net.chi, count * batch * outputs);
     arena.take(net.sample_weights, count * batch);
     const bool grams =
@@ -529,8 +526,8 @@ void read_out(const Problem<T>& p, const Network<T>& net, int replicas, std::int
     const std::int64_t chunks = readout_chunks(s.width);
     launch(sum_outputs<T>, grid(s.batch * p.outputs * chunks, replicas, 1), kThreads, kWarpSums,
            stream, false, net, s, p.outputs, chunks);
-    launch(judge_forward<T>, dim3(static_cast<unsigned>(replicas)), kThreads, 0, stream, false, net,
-           net.batches + k * s.batch, s, p.outputs, chunks, p.loss, k);
+    launch(judge_forward<T>, dim3(static_cast<unsigned>(replicas)), kThreads, kWarpSums, stream,
+           false, net, net.batches + k * s.batch, s, p.outputs, chunks, p.loss, k);
 }
 
 template <class T>

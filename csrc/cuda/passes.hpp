@@ -31,7 +31,6 @@ struct Network {
     T* adjoints;              // (count, 2 or L+1, B, n)
     double* output_sums;      // (count, B, C, chunks): see read_out
     double* outputs;          // (count, B, C), in the recorded row
-    double* sample_losses;    // (count, B)
     double* losses;           // (count,), in the recorded row
     double* chi;              // (count, B, C) derivative of the loss of each sample
     double* sample_weights;   // (count, B) w_b
