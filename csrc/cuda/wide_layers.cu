@@ -9,20 +9,34 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kMostRows = 65535;  // blocks of a grid in its second dimension
+constexpr std::int64_t kSamples = 4;       // whose loads a thread has on their way together
 
-// f(b, place in a layer) for every number of a layer.
-template <class F>
-__device__ inline void for_layer(const LayerStack& s, F f) {
+// use(b, place in a layer, load(place)) for every number of a layer.
+template <class Load, class Use>
+__device__ inline void for_layer(const LayerStack& s, Load load, Use use) {
     const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= s.width) return;
-    for (std::int64_t b = blockIdx.y; b < s.batch; b += gridDim.y) f(b, b * s.width + i);
+    for (std::int64_t first = blockIdx.y; first * kSamples < s.batch; first += gridDim.y) {
+        const std::int64_t at = first * kSamples * s.width + i;
+        const std::int64_t count = at_most(s.batch - first * kSamples, kSamples);
+        decltype(load(at)) held[kSamples];
+        NFD_FAST_UNROLL
+        for (std::int64_t b = 0; b < kSamples; ++b) {
+            held[b] = load(at + (b < count ? b : 0) * s.width);
+        }
+        NFD_FAST_UNROLL
+        for (std::int64_t b = 0; b < kSamples; ++b) {
+            if (b < count) use(first * kSamples + b, at + b * s.width, held[b]);
+        }
+    }
 }
 
 template <class... Parameters, class... Arguments>
 void launch_for_layer(void (*kernel)(LayerStack, Parameters...), const LayerStack& s,
                       cudaStream_t stream, Arguments... arguments) {
-    const dim3 grid(static_cast<unsigned>((s.width + kThreads - 1) / kThreads),
-                    static_cast<unsigned>(std::min(s.batch, kMostRows)));
+    const dim3 grid(
+        static_cast<unsigned>((s.width + kThreads - 1) / kThreads),
+        static_cast<unsigned>(std::min((s.batch + kSamples - 1) / kSamples, kMostRows)));
     launch(kernel, grid, kThreads, 0, stream, false, s, arguments...);
 }
 
@@ -31,12 +45,13 @@ void launch_for_layer(void (*kernel)(LayerStack, Parameters...), const LayerStac
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     activate_layer(LayerStack s, const T* layer, int step, T* activations, T* next, int* bad_step) {
-    for_layer(s, [&](std::int64_t, std::int64_t at) {
-        const T x = layer[at];
-        if (bad_step) note_unless_finite(x, step, bad_step);
-        if (activations) activations[at] = activate(s.activation, x);
-        if (next) next[at] = x;
-    });
+    for_layer(
+        s, [&](std::int64_t at) { return layer[at]; },
+        [&](std::int64_t, std::int64_t at, T x) {
+            if (bad_step) note_unless_finite(x, step, bad_step);
+            if (activations) activations[at] = activate(s.activation, x);
+            if (next) next[at] = x;
+        });
 }
 
 // What a matrix moves by is a product of weighted adjoints with activations. Those of a replica
@@ -61,7 +76,9 @@ struct Step {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     weigh_layer(LayerStack s, const T* adjoints, Step<T> step, const int* bad_step) {
-    for_layer(s, [&](std::int64_t b, std::int64_t at) { step.put(b, at, adjoints[at], bad_step); });
+    for_layer(
+        s, [&](std::int64_t at) { return adjoints[at]; },
+        [&](std::int64_t b, std::int64_t at, T adjoint) { step.put(b, at, adjoint, bad_step); });
 }
 
 // G_{l-1} = G_l + beta phi'(H_{l-1}) product/sqrt(n).
@@ -69,11 +86,17 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     finish_adjoints(LayerStack s, const T* above, const T* features, const T* products, T scale,
                     const T* entering, int bad, T* below, Step<T> step, int* bad_step) {
-    for_layer(s, [&](std::int64_t b, std::int64_t at) {
-        const T slope = scale * differentiate(s.activation, features[at]);
+    struct Held {
+        T above, feature, product, entering;
+    };
+    const auto load = [&](std::int64_t at) {
+        return Held{above[at], features[at], products[at], entering ? entering[at] : T(0)};
+    };
+    for_layer(s, load, [&](std::int64_t b, std::int64_t at, const Held& held) {
+        const T slope = scale * differentiate(s.activation, held.feature);
         T value =
-            s.skip ? fused_multiply_add(slope, products[at], above[at]) : slope * products[at];
-        if (entering) value += entering[at];
+            s.skip ? fused_multiply_add(slope, held.product, held.above) : slope * held.product;
+        if (entering) value += held.entering;
         below[at] = value;
         step.put(b, at, value, bad_step);
         note_unless_finite(value, bad, bad_step);
