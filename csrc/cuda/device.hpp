@@ -289,17 +289,12 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
 #endif
 }
 
-// Adds 1 and returns the number before; everything written before it is seen by who acquires it.
-__device__ inline unsigned add_release(unsigned* to) {
+// Adds 1, and does not wait for it; everything written before it is seen by who acquires it.
+__device__ inline void add_release(unsigned* to) {
 #if defined(NFD_FAST_EMULATES_CUDA)
-    return emulation::add_release(to);
+    emulation::add_release(to);
 #else
-    unsigned before;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                 : "=r"(before)
-                 : "l"(to)
-                 : "memory");
-    return before;
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(to) : "memory");
 #endif
 }
 

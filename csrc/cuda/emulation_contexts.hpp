@@ -106,7 +106,7 @@ namespace nfd_fast::cuda::emulation {
 inline unsigned load_acquire(const unsigned* from) {
     return __atomic_load_n(from, __ATOMIC_ACQUIRE);
 }
-inline unsigned add_release(unsigned* to) { return __atomic_fetch_add(to, 1U, __ATOMIC_ACQ_REL); }
+inline void add_release(unsigned* to) { __atomic_fetch_add(to, 1U, __ATOMIC_RELEASE); }
 inline void store_release(unsigned* to, unsigned value) {
     __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }

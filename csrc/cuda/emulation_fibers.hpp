@@ -245,7 +245,7 @@ namespace nfd_fast::cuda::emulation {
 inline unsigned load_acquire(const unsigned* from) {
     return *static_cast<const volatile unsigned*>(from);
 }
-inline unsigned add_release(unsigned* to) { return (*to)++; }
+inline void add_release(unsigned* to) { ++*to; }
 inline void store_release(unsigned* to, unsigned value) {
     *static_cast<volatile unsigned*>(to) = value;
 }
