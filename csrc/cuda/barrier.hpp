@@ -17,8 +17,9 @@ class Barrier {
         expected_ += gridDim.x;
         if (threadIdx.x == 0) add_release(arrived_);
     }
+    // By a thread of another warp than arrive()'s, which has to wait for what was written.
     __device__ void wait() const {
-        if (threadIdx.x == 0) {
+        if (threadIdx.x == blockDim.x - 1) {
             while (static_cast<int>(load_acquire(arrived_) - expected_) < 0) pause();
         }
         __syncthreads();
