@@ -12,20 +12,30 @@ namespace {
 // index is cut into chunks, which fit shared memory, and every chunk among the warps; a lane has
 // two rows and four columns per group of 32. The sums of the warps are added in their order. All of
 // it depends on the width and the batch alone, and so do the bits.
+//
+// A layer takes as long as its slowest block, which mostly waits: for the others, then for memory.
+// So whatever does not need them is done or asked for before the block waits: matrices come a piece
+// ahead, and the step of the layer above is taken when the adjoints below have been handed on.
 constexpr int kStrip = 8;
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kGroup = 32;  // columns of a batch
+constexpr int kAtOnce = 8;  // of the inner index, whose loads are on their way together
 constexpr std::int64_t kMostStrips = 16384;
 
-template <class T>
-struct alignas(16) Four {
-    T of[4];
+// Neighbours that move together.
+template <class T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
+    T of[N];
 };
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-    T of[2];
-};
+template <class T, int N>
+__device__ inline Pack<T, N>& pack_at(T* at) {
+    return *reinterpret_cast<Pack<T, N>*>(at);
+}
+template <class T, int N>
+__device__ inline const Pack<T, N>& pack_at(const T* at) {
+    return *reinterpret_cast<const Pack<T, N>*>(at);
+}
 
 template <class T>
 struct Layers {
@@ -44,7 +54,12 @@ struct Layers {
     // batch does not fill its groups: (replicas, 2, n, packed).
     T* packed;
     unsigned* arrived;
+    bool even;  // strips are whole, and their rows lie where 16 bytes can move at once
 };
+
+// That a multiprocessor has registers for: one more than this, and products would wait for them.
+template <class T, int kGroups>
+constexpr int kLeastBlocks = sizeof(T) * kGroups < 32 ? 2 : 1;
 
 // How a batch of kGroups groups lies in shared memory: padded, so that neither lanes that read a
 // row nor lanes that read the same columns of different rows collide.
@@ -55,263 +70,406 @@ struct Shared {
     static constexpr int chunk = static_cast<int>((std::size_t{1} << 15) / (packed * sizeof(T)));
     static constexpr int batch_stride = packed + 4;
     static constexpr int row_stride = chunk + 4;  // of a strip's rows
+    static constexpr int matrix_size = kStrip * row_stride;
+    // Warps share the inner index and, where a batch has several groups, the groups.
+    static constexpr int across = kGroups == 1 ? 1 : 2;
+    static constexpr int splits = kWarps / across;
+    static constexpr int groups = kGroups / across;  // of a warp
+    static constexpr int unit = 16 / sizeof(T);      // numbers that are copied at once
+    static_assert(chunk % (splits * kAtOnce) == 0, "padded chunks fit");
 
     T* batch;     // (chunk, packed)
-    T* sums;      // (warps, strip, packed)
-    T* matrix;    // forward (strip, chunk), backward (chunk, strip)
-    T* step;      // (chunk, strip) that the matrix moves by
-    T* weighted;  // (packed, strip): -step/sqrt(n) w_b phi(H)
+    T* sums;      // (splits, strip, packed)
+    T* matrices;  // two pieces: forward (strip, chunk), backward (chunk, strip)
+    T* weighted;  // two of (packed, strip): -step/sqrt(n) w_b phi(H)
 
     static constexpr std::size_t bytes(bool backward) {
-        return sizeof(T) * static_cast<std::size_t>(chunk * batch_stride +
-                                                    kWarps * kStrip * packed + kStrip * row_stride +
-                                                    (backward ? kStrip * (chunk + packed) : 0));
+        return sizeof(T) *
+               static_cast<std::size_t>((chunk + splits * kStrip) * batch_stride + 2 * matrix_size +
+                                        (backward ? 2 * packed * kStrip : 0));
     }
     __device__ explicit Shared(T* at)
         : batch(at),
           sums(batch + chunk * batch_stride),
-          matrix(sums + kWarps * kStrip * packed),
-          step(matrix + kStrip * row_stride),
-          weighted(step + chunk * kStrip) {}
+          matrices(sums + splits * kStrip * batch_stride),
+          weighted(matrices + 2 * matrix_size) {}
 };
 
-// For all `at` < count: the block's threads take turns, and have many loads on their way before the
-// first is stored.
-template <int kHeld, class Element, class Load, class Store>
-__device__ inline void move(int count, Load load, Store store) {
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int start = thread; start < count; start += kHeld * kThreads) {
-        Element held[kHeld];
-        NFD_FAST_UNROLL
-        for (int i = 0; i < kHeld; ++i) {
-            const int at = start + i * kThreads;
-            held[i] = at < count ? load(at) : Element{};
-        }
-        NFD_FAST_UNROLL
-        for (int i = 0; i < kHeld; ++i) {
-            const int at = start + i * kThreads;
-            if (at < count) store(at, held[i]);
-        }
+// A piece of a matrix that a block multiplies with: a chunk of a strip of a layer.
+struct Piece {
+    int l, strip, start;
+    int place;  // of two in shared memory, in turns
+};
+
+// Where a strip's replica has its arrays: found once, not for every layer.
+template <class T>
+struct StripPlace {
+    int replica, first;  // neuron
+    T *hidden, *backward_hidden, *features, *adjoints, *packed;
+
+    __device__ StripPlace(const Layers<T>& a, int strip, int packed_batch) {
+        const LayerStack& s = a.stack;
+        const int strips = (static_cast<int>(s.width) + kStrip - 1) / kStrip;
+        replica = strip / strips;
+        first = strip % strips * kStrip;
+        hidden = a.hidden + replica * s.depth * s.matrix_size();
+        backward_hidden = a.backward_hidden + replica * s.depth * s.matrix_size();
+        features = a.features + replica * (s.depth + 1) * s.layer_size();
+        adjoints = a.adjoints.data + replica * a.stored_adjoints * s.layer_size();
+        packed = a.packed + replica * 2 * s.width * packed_batch;
     }
-}
+};
 
 // One block's work on one strip of one replica.
 template <class T, int kGroups>
 class Strip {
+    using Here = Shared<T, kGroups>;
+    // A thread has always the same neuron of a strip, and every 32nd sample.
+    static constexpr int kOwn = kStrip * Here::packed / kThreads;
+
   public:
-    __device__ Strip(const Layers<T>& layers, std::int64_t strip)
+    using Place = StripPlace<T>;
+
+    __device__ Strip(const Layers<T>& layers, const Place& place)
         : a_(layers),
           s_(layers.stack),
           shared_(shared_memory<T>()),
-          thread_(static_cast<int>(threadIdx.x)) {
-        const std::int64_t strips = (s_.width + kStrip - 1) / kStrip;
-        replica_ = strip / strips;
-        first_ = strip % strips * kStrip;
-    }
+          place_(place),
+          thread_(static_cast<int>(threadIdx.x)),
+          width_(static_cast<int>(s_.width)) {}
 
     // phi(H_0), or G_L, for the other blocks.
     __device__ void pack_features() const {
         const T* layer = features(0);
-        for_own([&](int b, int row, std::int64_t at) {
-            pack(0, b, row, activate(s_.activation, layer[at]));
-        });
+        for_own([&](int i, int at) { pack(0, i, activate(s_.activation, layer[at])); });
     }
-    __device__ void pack_adjoints(std::int64_t l) const {
+    __device__ void pack_adjoints(int l) const {
         const T* layer = adjoints(l);
-        for_own([&](int b, int row, std::int64_t at) { pack(l, b, row, layer[at]); });
+        for_own([&](int i, int at) { pack(l, i, layer[at]); });
     }
 
-    // Part of the matrices that a layer needs first; nobody else writes it.
-    __device__ void load_rows(std::int64_t l, std::int64_t start) const {
-        const T* matrix = a_.hidden + matrix_at(l);
-        const int columns = inner_count(start);
-        // Runs of a warp's length: from then on, neighbours load neighbours.
-        const int runs = (columns + 31) / 32;
-        move<16, T>(
-            kStrip * runs * 32,
-            [&](int at) {
-                const std::int64_t i = first_ + at / 32 % kStrip;
-                const int k = at / (32 * kStrip) * 32 + at % 32;
-                return i < s_.width && k < columns ? matrix[i * s_.width + start + k] : T(0);
-            },
-            [&](int at, T value) {
-                const int k = at / (32 * kStrip) * 32 + at % 32;
-                shared_.matrix[at / 32 % kStrip * Here::row_stride + k] = value;
-            });
+    // Begins to load part of the matrices; nobody else writes it.
+    __device__ void ask_rows(const Piece& piece) const {
+        static_assert(kWarps == kStrip, "a warp has a row");
+        const int row = thread_ / 32, count = inner_count(piece.start), end = padded(count);
+        const T* from =
+            place_.hidden + matrix_at(piece.l) + (place_.first + row) * width_ + piece.start;
+        T* to = matrix_in(piece.place) + row * Here::row_stride;
+        if (a_.even) {
+            NFD_FAST_UNROLL
+            for (int i = 0; i < Here::chunk; i += 32 * Here::unit) {
+                const int k = i + lane() * Here::unit;
+                if (k < count) copy_ahead<16>(to + k, from + k);
+            }
+            for (int k = count + lane(); k < end; k += 32) to[k] = T(0);
+        } else {
+            const bool there = place_.first + row < width_;
+            for (int k = lane(); k < end; k += 32) to[k] = there && k < count ? from[k] : T(0);
+        }
     }
-    __device__ void load_columns(std::int64_t l, std::int64_t start) const {
-        const T* matrix = a_.backward_hidden + matrix_at(l);
-        const int rows = inner_count(start);
-        move<16, T>(
-            padded(rows) * kStrip,
-            [&](int at) {
-                const std::int64_t j = first_ + at % kStrip;
-                const int k = at / kStrip;
-                return j < s_.width && k < rows ? matrix[(start + k) * s_.width + j] : T(0);
-            },
-            [&](int at, T value) { shared_.matrix[at] = value; });
+    __device__ void ask_columns(const Piece& piece) const {
+        const T* from =
+            place_.backward_hidden + matrix_at(piece.l) + piece.start * width_ + place_.first;
+        T* to = matrix_in(piece.place);
+        const int count = inner_count(piece.start), end = padded(count);
+        if (a_.even) {
+            constexpr int across = kStrip / Here::unit;
+            const int column = thread_ % across * Here::unit, first = thread_ / across;
+            NFD_FAST_UNROLL
+            for (int i = 0; i < Here::chunk; i += kThreads / across) {
+                const int k = first + i;
+                if (k < count) copy_ahead<16>(to + k * kStrip + column, from + k * width_ + column);
+            }
+            for (int at = count * kStrip + thread_; at < end * kStrip; at += kThreads)
+                to[at] = T(0);
+        } else {
+            for (int at = thread_; at < end * kStrip; at += kThreads) {
+                const int k = at / kStrip, column = at % kStrip;
+                to[at] =
+                    place_.first + column < width_ && k < count ? from[k * width_ + column] : T(0);
+            }
+        }
     }
 
-    // H_l = H_{l-1} + beta W phi(H_{l-1})/sqrt(n), with `loaded` rows of the first chunk.
-    __device__ void forward(std::int64_t l, T scale, bool loaded) const {
+    // What a strip has of a layer's input, and a layer needs besides its product.
+    struct Features {
+        T of[kOwn];
+    };
+    __device__ Features fetch_features(int l) const {
+        Features found{};
+        const T* layer = features(l);
+        for_own([&](int i, int at) { found.of[i] = layer[at]; });
+        return found;
+    }
+    struct Adjoints {
+        T features[kOwn];  // H_{l-1}, then beta phi'(H_{l-1})/sqrt(n)
+        T above[kOwn];     // G_l
+        T factors[kOwn];   // -step/sqrt(n) w_b
+    };
+    __device__ Adjoints fetch_adjoints(int l) const {
+        Adjoints found{};
+        const T* layer = features(l - 1);
+        const T* above = adjoints(l);
+        const double* weights = a_.weights + place_.replica * s_.batch;
+        for_own([&](int i, int at) {
+            found.features[i] = layer[at];
+            found.above[i] = above[at];
+            if (a_.update) found.factors[i] = static_cast<T>(-a_.step * weights[sample(i)]);
+        });
+        return found;
+    }
+    // `place` is one of two, as others may still be at work on the step before.
+    __device__ void weigh(Adjoints& own, T scale, int place) const {
+        NFD_FAST_UNROLL
+        for (int i = 0; i < kOwn; ++i) {
+            const T feature = own.features[i];
+            own.features[i] = scale * differentiate(s_.activation, feature);
+            if (a_.update) {
+                weighted_in(place)[thread_ + i * kThreads] =
+                    own.factors[i] * activate(s_.activation, feature);
+            }
+        }
+    }
+
+    // H_l = H_{l-1} + beta W phi(H_{l-1})/sqrt(n). `piece` has been asked for; ask_next(piece)
+    // moves on to the next and asks for it, as the last group of copies.
+    template <class AskNext>
+    __device__ void forward(int l, T scale, const Features& before, Piece& piece,
+                            AskNext ask_next) const {
         Sums sums{};
-        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
+        for (int start = 0; start < width_; start += Here::chunk) {
             if (start > 0) __syncthreads();  // the chunk before has been read
-            if (start > 0 || !loaded) load_rows(l, start);
-            load_batch(l - 1, start);
+            ask_batch(l - 1, start);
+            const T* matrix = matrix_in(piece.place);
+            ask_next(piece);
+            await_copies<1>();  // all but the next
             __syncthreads();
-            multiply_rows(inner_count(start), sums);
+            multiply_rows(inner_count(start), matrix, sums);
         }
         put_sums(sums);
         __syncthreads();
-        const T* before = features(l - 1);
         T* after = features(l);
-        for_own([&](int b, int row, std::int64_t at) {
-            const T sum = sum_of(row, b);
-            const T value = s_.skip ? fused_multiply_add(scale, sum, before[at]) : scale * sum;
+        for_own([&](int i, int at) {
+            const T sum = sum_of(i);
+            const T value = s_.skip ? fused_multiply_add(scale, sum, before.of[i]) : scale * sum;
             after[at] = value;
-            note_unless_finite(value, static_cast<int>(l), a_.bad_step + replica_);
-            if (l < s_.depth) pack(l, b, row, activate(s_.activation, value));
+            note_unless_finite(value, l, a_.bad_step + place_.replica);
+            if (l < s_.depth) pack(l, i, activate(s_.activation, value));
         });
     }
 
     // G_{l-1} = G_l + beta phi'(H_{l-1}) (W'^T G_l)/sqrt(n), and the step of the strip's columns.
-    __device__ void backward(std::int64_t l, T scale, bool loaded) const {
+    // That of the last piece, which is returned, may be `postponed`: what it takes stays in shared
+    // memory.
+    template <class AskNext>
+    __device__ Piece backward(int l, const Adjoints& own, int place, bool postponed, Piece& piece,
+                              AskNext ask_next) const {
         Sums sums{};
-        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
-            const int count = inner_count(start);
-            if (start > 0 || !loaded) load_columns(l, start);
-            load_batch(l, start);
-            if (a_.update && start == 0) weigh_features(l - 1);
+        Piece now{};
+        for (int start = 0; start < width_; start += Here::chunk) {
+            if (start > 0) __syncthreads();  // the chunk before has been read
+            ask_batch(l, start);
+            now = piece;
+            ask_next(piece);
+            await_copies<1>();  // all but the next
             __syncthreads();
-            multiply_columns(count, sums);
-            if (a_.update) find_step(count);
-            __syncthreads();
-            if (a_.update) take_step(l, start, count);
-            if (a_.update) __syncthreads();
+            multiply_columns(inner_count(start), matrix_in(now.place), sums);
+            const bool last = start + Here::chunk >= width_;
+            if (a_.update && !(last && postponed)) take_step(now, place);
         }
         put_sums(sums);
         __syncthreads();
-        const T* before = features(l - 1);
-        const T* above = adjoints(l);
         T* below = adjoints(l - 1);
         const T* entering = a_.adjoints.entering(s_, l - 1);
-        for_own([&](int b, int row, std::int64_t at) {
-            const T slope = scale * differentiate(s_.activation, before[at]);
-            const T sum = sum_of(row, b);
-            T value = s_.skip ? fused_multiply_add(slope, sum, above[at]) : slope * sum;
+        for_own([&](int i, int at) {
+            const T slope = own.features[i], sum = sum_of(i);
+            T value = s_.skip ? fused_multiply_add(slope, sum, own.above[i]) : slope * sum;
             if (entering) value += entering[at];
             below[at] = value;
-            note_unless_finite(value, static_cast<int>(s_.depth - (l - 1)), a_.bad_step + replica_);
-            if (l > 1) pack(l - 1, b, row, value);
+            note_unless_finite(value, static_cast<int>(s_.depth) - (l - 1),
+                               a_.bad_step + place_.replica);
+            if (l > 1) pack(l - 1, i, value);
         });
+        return now;
+    }
+
+    // W' += sum_b G[b] weighted[b]^T for the piece of the strip's columns, which is in shared
+    // memory with the adjoints. A thread has a run of a row, or of several.
+    __device__ void take_step(const Piece& piece, int place) const {
+        constexpr int kEach = Here::chunk * kStrip / kThreads;
+        constexpr int kRun = kEach < 4 ? kEach : 4, kRows = kEach / kRun;
+        constexpr int across = kStrip / kRun;
+        // What a replica that has diverged does to itself is nobody's business, but those weights
+        // may be the caller's.
+        const bool well = a_.bad_step[place_.replica] == kNoBadStep;
+        const int count = inner_count(piece.start);
+        const int column = thread_ % across * kRun, first_row = thread_ / across;
+        const T* weighted = weighted_in(place);
+        T sums[kRows][kRun] = {};
+        for (int b = 0; b < static_cast<int>(s_.batch); b += 4) {
+            Pack<T, 4> adjoints[kRows];
+            NFD_FAST_UNROLL
+            for (int i = 0; i < kRows; ++i) {
+                const int k = first_row + i * (kThreads / across);
+                adjoints[i] = pack_at<T, 4>(shared_.batch + k * Here::batch_stride + b);
+            }
+            NFD_FAST_UNROLL
+            for (int inner = 0; inner < 4; ++inner) {
+                const auto run = pack_at<T, kRun>(weighted + (b + inner) * kStrip + column);
+                NFD_FAST_UNROLL
+                for (int i = 0; i < kRows; ++i) {
+                    NFD_FAST_UNROLL
+                    for (int j = 0; j < kRun; ++j) {
+                        sums[i][j] =
+                            fused_multiply_add(adjoints[i].of[inner], run.of[j], sums[i][j]);
+                    }
+                }
+            }
+        }
+        if (!well) return;
+        const std::int64_t corner =
+            matrix_at(piece.l) + piece.start * width_ + place_.first + column;
+        T* matrix = place_.backward_hidden + corner;
+        T* other = a_.hidden == a_.backward_hidden ? nullptr : place_.hidden + corner;
+        NFD_FAST_UNROLL
+        for (int i = 0; i < kRows; ++i) {
+            const int k = first_row + i * (kThreads / across);
+            if (k >= count) continue;
+            auto moved = pack_at<T, kRun>(matrix_in(piece.place) + k * kStrip + column);
+            NFD_FAST_UNROLL
+            for (int j = 0; j < kRun; ++j) moved.of[j] += sums[i][j];
+            if (a_.even) {
+                pack_at<T, kRun>(matrix + k * width_) = moved;
+                if (!other) continue;
+                Pack<T, kRun>& along = pack_at<T, kRun>(other + k * width_);
+                auto run = along;
+                NFD_FAST_UNROLL
+                for (int j = 0; j < kRun; ++j) run.of[j] += sums[i][j];
+                along = run;
+                continue;
+            }
+            NFD_FAST_UNROLL
+            for (int j = 0; j < kRun; ++j) {
+                if (place_.first + column + j >= width_) continue;
+                matrix[k * width_ + j] = moved.of[j];
+                if (other) other[k * width_ + j] += sums[i][j];
+            }
+        }
     }
 
     // The step of the strip's columns alone, with packed adjoints.
-    __device__ void update(std::int64_t l) const {
-        for (std::int64_t start = 0; start < s_.width; start += Here::chunk) {
-            const int count = inner_count(start);
-            load_columns(l, start);
-            load_batch(l, start);
-            if (start == 0) weigh_features(l - 1);
+    __device__ void update(int l) const {
+        Adjoints own = fetch_adjoints(l);
+        weigh(own, T(0), 0);
+        for (int start = 0; start < width_; start += Here::chunk) {
+            const Piece piece{l, 0, start, 0};
+            ask_columns(piece);
+            ask_batch(l, start);
+            await_copies<0>();
             __syncthreads();
-            find_step(count);
-            __syncthreads();
-            take_step(l, start, count);
+            take_step(piece, 0);
             __syncthreads();
         }
     }
 
   private:
-    using Here = Shared<T, kGroups>;
     struct Sums {
-        T of[2][kGroups][4];
+        T of[2][Here::groups][4];
     };
 
-    __device__ T* features(std::int64_t l) const {
-        return a_.features + (replica_ * (s_.depth + 1) + l) * s_.layer_size();
+    // Numbers of an array up to layer l; each layer is small.
+    __device__ static std::int64_t up_to(int l, std::int64_t layer) {
+        return static_cast<std::int64_t>(l) * static_cast<int>(layer);
     }
-    __device__ T* adjoints(std::int64_t l) const {
-        return a_.adjoints.layer(s_, l) + replica_ * a_.stored_adjoints * s_.layer_size();
+    __device__ T* features(int l) const { return place_.features + up_to(l, s_.layer_size()); }
+    __device__ T* adjoints(int l) const {
+        return place_.adjoints + up_to(a_.adjoints.all_layers ? l : l % 2, s_.layer_size());
     }
-    __device__ std::int64_t matrix_at(std::int64_t l) const {
-        return (replica_ * s_.depth + l - 1) * s_.matrix_size();
-    }
-    __device__ T* packed(std::int64_t l) const {
-        return a_.packed + (2 * replica_ + l % 2) * s_.width * Here::packed;
-    }
-    __device__ void pack(std::int64_t l, int b, int row, T value) const {
-        packed(l)[(first_ + row) * Here::packed + b] = value;
+    __device__ std::int64_t matrix_at(int l) const { return up_to(l - 1, s_.matrix_size()); }
+    __device__ T* packed(int l) const { return place_.packed + l % 2 * width_ * Here::packed; }
+    __device__ T* matrix_in(int place) const {
+        return shared_.matrices + place * Here::matrix_size;
     }
 
-    __device__ int inner_count(std::int64_t start) const {
-        const std::int64_t left = s_.width - start;
-        return static_cast<int>(left < Here::chunk ? left : Here::chunk);
+    __device__ T* weighted_in(int place) const {
+        return shared_.weighted + place * Here::packed * kStrip;
     }
-    // Each warp has as many, a multiple of four.
-    __device__ static int per_warp(int count) {
-        return (count + 4 * kWarps - 1) / (4 * kWarps) * 4;
-    }
-    __device__ static int padded(int count) { return kWarps * per_warp(count); }
 
-    // f(b, row, place in a layer) for all numbers of this strip.
+    // Of the i-th number that this thread has of its strip.
+    __device__ int row() const { return thread_ % kStrip; }
+    __device__ int sample(int i) const { return thread_ / kStrip + i * (kThreads / kStrip); }
+    __device__ void pack(int l, int i, T value) const {
+        packed(l)[(place_.first + row()) * Here::packed + sample(i)] = value;
+    }
+    // f(i, place in a layer) for all that there are.
     template <class F>
     __device__ void for_own(F f) const {
-        for (int at = thread_; at < kStrip * static_cast<int>(s_.batch); at += kThreads) {
-            const int b = at / kStrip, row = at % kStrip;
-            if (first_ + row < s_.width) f(b, row, b * s_.width + first_ + row);
+        if (place_.first + row() >= width_) return;
+        NFD_FAST_UNROLL
+        for (int i = 0; i < kOwn; ++i) {
+            if (sample(i) < static_cast<int>(s_.batch))
+                f(i, sample(i) * width_ + place_.first + row());
         }
     }
 
-    __device__ void load_batch(std::int64_t l, std::int64_t start) const {
-        constexpr int across = Here::packed / 4;
-        const int rows = inner_count(start);
-        const T* from = packed(l) + start * Here::packed;
-        move<64 / sizeof(T), Four<T>>(
-            padded(rows) * across,
-            [&](int at) {
-                return at / across < rows ? *reinterpret_cast<const Four<T>*>(from + 4 * at)
-                                          : Four<T>{};
-            },
-            [&](int at, const Four<T>& four) {
-                *reinterpret_cast<Four<T>*>(shared_.batch + at / across * Here::batch_stride +
-                                            at % across * 4) = four;
-            });
+    __device__ int inner_count(int start) const { return at_most(width_ - start, Here::chunk); }
+    // Each warp has as many, a multiple of kAtOnce.
+    __device__ static int per_warp(int count) {
+        return (count + kAtOnce * Here::splits - 1) / (kAtOnce * Here::splits) * kAtOnce;
+    }
+    __device__ static int padded(int count) { return Here::splits * per_warp(count); }
+
+    __device__ void ask_batch(int l, int start) const {
+        constexpr int across = Here::packed / Here::unit;
+        const int column = thread_ % across * Here::unit, first = thread_ / across;
+        const int count = inner_count(start), end = padded(count);
+        const T* from = packed(l) + start * Here::packed + column;
+        T* to = shared_.batch + column;
+        NFD_FAST_UNROLL
+        for (int i = 0; i < Here::chunk; i += kThreads / across) {
+            const int k = first + i;
+            if (k < count) copy_ahead<16>(to + k * Here::batch_stride, from + k * Here::packed);
+        }
+        for (int k = first; k < end; k += kThreads / across) {
+            if (k >= count) pack_at<T, Here::unit>(to + k * Here::batch_stride) = {};
+        }
+        close_copies();
     }
 
-    __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
-    __device__ static int lane_row() { return lane() / 8 * 2; }
-    __device__ static int lane_column() { return lane() % 8 * 4; }
-
-    __device__ Four<T> batch_at(int k, int group) const {
-        return *reinterpret_cast<const Four<T>*>(shared_.batch + k * Here::batch_stride +
-                                                 group * kGroup + lane_column());
+    __device__ int lane() const { return thread_ % 32; }
+    __device__ int lane_row() const { return lane() / 8 * 2; }
+    // The first of its four columns in a group.
+    __device__ int lane_column(int group) const {
+        return (thread_ / 32 / Here::splits * Here::groups + group) * kGroup + lane() % 8 * 4;
     }
+    __device__ int split() const { return thread_ / 32 % Here::splits; }
 
-    __device__ void multiply_rows(int count, Sums& sums) const {
-        const int each = per_warp(count), first = thread_ / 32 * each;
-        const T* rows = shared_.matrix + lane_row() * Here::row_stride;
-        for (int k = first; k < first + each; k += 4) {
-            const auto upper = *reinterpret_cast<const Four<T>*>(rows + k);
-            const auto lower = *reinterpret_cast<const Four<T>*>(rows + Here::row_stride + k);
+    __device__ void multiply_rows(int count, const T* matrix, Sums& sums) const {
+        const int each = per_warp(count), first = split() * each;
+        const T* rows = matrix + lane_row() * Here::row_stride;
+        for (int k = first; k < first + each; k += kAtOnce) {
+            const auto upper = pack_at<T, kAtOnce>(rows + k);
+            const auto lower = pack_at<T, kAtOnce>(rows + Here::row_stride + k);
             NFD_FAST_UNROLL
-            for (int inner = 0; inner < 4; ++inner) {
-                add(upper.of[inner], lower.of[inner], k + inner, sums);
-            }
+            for (int i = 0; i < kAtOnce; ++i) add(upper.of[i], lower.of[i], k + i, sums);
         }
     }
-    __device__ void multiply_columns(int count, Sums& sums) const {
-        const int each = per_warp(count), first = thread_ / 32 * each;
-        for (int k = first; k < first + each; ++k) {
-            const auto two =
-                *reinterpret_cast<const Two<T>*>(shared_.matrix + k * kStrip + lane_row());
-            add(two.of[0], two.of[1], k, sums);
+    __device__ void multiply_columns(int count, const T* matrix, Sums& sums) const {
+        const int each = per_warp(count), first = split() * each;
+        const T* rows = matrix + lane_row();
+        for (int k = first; k < first + each; k += kAtOnce) {
+            NFD_FAST_UNROLL
+            for (int i = 0; i < kAtOnce; ++i) {
+                const auto two = pack_at<T, 2>(rows + (k + i) * kStrip);
+                add(two.of[0], two.of[1], k + i, sums);
+            }
         }
     }
     __device__ void add(T upper, T lower, int k, Sums& sums) const {
         NFD_FAST_UNROLL
-        for (int group = 0; group < kGroups; ++group) {
-            const Four<T> batch = batch_at(k, group);
+        for (int group = 0; group < Here::groups; ++group) {
+            const auto batch =
+                pack_at<T, 4>(shared_.batch + k * Here::batch_stride + lane_column(group));
             NFD_FAST_UNROLL
             for (int j = 0; j < 4; ++j) {
                 T* upper_sum = &sums.of[0][group][j];
@@ -327,100 +485,40 @@ class Strip {
         NFD_FAST_UNROLL
         for (int row = 0; row < 2; ++row) {
             NFD_FAST_UNROLL
-            for (int group = 0; group < kGroups; ++group) {
-                Four<T> four;
+            for (int group = 0; group < Here::groups; ++group) {
+                Pack<T, 4> four;
                 NFD_FAST_UNROLL
                 for (int j = 0; j < 4; ++j) four.of[j] = sums.of[row][group][j];
-                *reinterpret_cast<Four<T>*>(
-                    shared_.sums + (thread_ / 32 * kStrip + lane_row() + row) * Here::packed +
-                    group * kGroup + lane_column()) = four;
+                pack_at<T, 4>(shared_.sums +
+                              (split() * kStrip + lane_row() + row) * Here::batch_stride +
+                              lane_column(group)) = four;
             }
         }
     }
-    __device__ T sum_of(int row, int b) const {
+    __device__ T sum_of(int i) const {
         T sum = 0;
-        for (int warp = 0; warp < kWarps; ++warp) {
-            sum += shared_.sums[(warp * kStrip + row) * Here::packed + b];
+        NFD_FAST_UNROLL
+        for (int split = 0; split < Here::splits; ++split) {
+            sum += shared_.sums[(split * kStrip + row()) * Here::batch_stride + sample(i)];
         }
         return sum;
-    }
-
-    __device__ void weigh_features(std::int64_t l) const {
-        const T* layer = features(l);
-        const double* weights = a_.weights + replica_ * s_.batch;
-        for (int at = thread_; at < kStrip * Here::packed; at += kThreads) {
-            const int b = at / kStrip;
-            const std::int64_t i = first_ + at % kStrip;
-            shared_.weighted[at] = b < s_.batch && i < s_.width
-                                       ? static_cast<T>(-a_.step * weights[b]) *
-                                             activate(s_.activation, layer[b * s_.width + i])
-                                       : T(0);
-        }
-    }
-
-    // sum_b G[b] weighted[b]^T: a thread has whole rows of the chunk.
-    __device__ void find_step(int count) const {
-        constexpr int kRows = (Here::chunk + kThreads - 1) / kThreads;
-        T sums[kRows][kStrip] = {};
-        for (int b = 0; b < static_cast<int>(s_.batch); b += 4) {
-            Four<T> adjoints[kRows];
-            NFD_FAST_UNROLL
-            for (int row = 0; row < kRows; ++row) {
-                // Threads that a small chunk leaves idle look at its last row.
-                const int k = at_most(thread_ + row * kThreads, Here::chunk - 1);
-                adjoints[row] =
-                    *reinterpret_cast<const Four<T>*>(shared_.batch + k * Here::batch_stride + b);
-            }
-            NFD_FAST_UNROLL
-            for (int inner = 0; inner < 4; ++inner) {
-                NFD_FAST_UNROLL
-                for (int half = 0; half < kStrip; half += 4) {
-                    const auto four = *reinterpret_cast<const Four<T>*>(
-                        shared_.weighted + (b + inner) * kStrip + half);
-                    NFD_FAST_UNROLL
-                    for (int row = 0; row < kRows; ++row) {
-                        NFD_FAST_UNROLL
-                        for (int j = 0; j < 4; ++j) {
-                            sums[row][half + j] = fused_multiply_add(
-                                adjoints[row].of[inner], four.of[j], sums[row][half + j]);
-                        }
-                    }
-                }
-            }
-        }
-        NFD_FAST_UNROLL
-        for (int row = 0; row < kRows; ++row) {
-            const int k = thread_ + row * kThreads;
-            if (k >= count) continue;
-            NFD_FAST_UNROLL
-            for (int j = 0; j < kStrip; ++j) shared_.step[k * kStrip + j] = sums[row][j];
-        }
-    }
-    __device__ void take_step(std::int64_t l, std::int64_t start, int count) const {
-        // What a replica that has diverged does to itself is nobody's business, but those weights
-        // may be the caller's.
-        if (a_.bad_step[replica_] != kNoBadStep) return;
-        T* matrix = a_.backward_hidden + matrix_at(l);
-        T* other = a_.hidden == a_.backward_hidden ? nullptr : a_.hidden + matrix_at(l);
-        for (int at = thread_; at < count * kStrip; at += kThreads) {
-            const std::int64_t j = first_ + at % kStrip;
-            if (j >= s_.width) continue;
-            const std::int64_t to = (start + at / kStrip) * s_.width + j;
-            matrix[to] = shared_.matrix[at] + shared_.step[at];
-            if (other) other[to] += shared_.step[at];
-        }
     }
 
     const Layers<T>& a_;
     const LayerStack& s_;
     Here shared_;
-    int thread_;
-    std::int64_t replica_, first_;
+    Place place_;
+    int thread_, width_;
 };
 
 template <class T>
-__device__ inline std::int64_t strips_of(const Layers<T>& a) {
-    return a.replicas * ((a.stack.width + kStrip - 1) / kStrip);
+__device__ inline int strips_of(const Layers<T>& a) {
+    return static_cast<int>(a.replicas * ((a.stack.width + kStrip - 1) / kStrip));
+}
+
+template <class T, int kGroups>
+__device__ inline StripPlace<T> place_of(const Layers<T>& a, int strip) {
+    return StripPlace<T>(a, strip, Shared<T, kGroups>::packed);
 }
 
 template <class T>
@@ -428,57 +526,115 @@ __device__ inline T branch_scale(const LayerStack& s) {
     return static_cast<T>(s.branch_factor / ::sqrt(static_cast<double>(s.width)));
 }
 
+// The piece of this block that follows, `down` the layers or up; false if none does.
 template <class T, int kGroups>
-__global__ void __launch_bounds__(kThreads, 1) forward_kernel(Layers<T> a) {
-    const std::int64_t strips = strips_of(a), first = blockIdx.x;
+__device__ inline bool advance(const Layers<T>& a, bool down, Piece& piece) {
+    piece.place = 1 - piece.place;
+    piece.start += Shared<T, kGroups>::chunk;
+    if (piece.start < static_cast<int>(a.stack.width)) return true;
+    piece.start = 0;
+    piece.strip += static_cast<int>(gridDim.x);
+    if (piece.strip < strips_of(a)) return true;
+    piece.strip = static_cast<int>(blockIdx.x);
+    piece.l += down ? -1 : 1;
+    return down ? piece.l >= 1 : piece.l <= a.stack.depth;
+}
+
+template <class T, int kGroups>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T, kGroups>) forward_kernel(Layers<T> a) {
+    const int strips = strips_of(a), first = static_cast<int>(blockIdx.x);
+    const int stride = static_cast<int>(gridDim.x), depth = static_cast<int>(a.stack.depth);
     const T scale = branch_scale<T>(a.stack);
-    const Strip<T, kGroups> own(a, first);
+    const auto own_place = place_of<T, kGroups>(a, first);
+    const Strip<T, kGroups> own(a, own_place);
+    const auto strip_at = [&](int strip) {
+        return Strip<T, kGroups>(a, strip == first ? own_place : place_of<T, kGroups>(a, strip));
+    };
+    Piece piece{1, first, 0, 0};
+    const auto ask_next = [&](Piece& at) {
+        if (advance<T, kGroups>(a, false, at)) strip_at(at.strip).ask_rows(at);
+        close_copies();
+    };
+    own.ask_rows(piece);
+    close_copies();
     Barrier barrier(a.arrived);
-    for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-        Strip<T, kGroups>(a, strip).pack_features();
-    }
-    for (std::int64_t l = 1; l <= a.stack.depth; ++l) {
+    for (int strip = first; strip < strips; strip += stride) strip_at(strip).pack_features();
+    for (int l = 1; l <= depth; ++l) {
         barrier.arrive();
-        own.load_rows(l, 0);
+        auto before = own.fetch_features(l - 1);
         barrier.wait();
-        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-            Strip<T, kGroups>(a, strip).forward(l, scale, strip == first);
+        for (int strip = first; strip < strips; strip += stride) {
+            const auto here = strip_at(strip);
+            if (strip != first) before = here.fetch_features(l - 1);
+            here.forward(l, scale, before, piece, ask_next);
         }
     }
 }
 
 template <class T, int kGroups>
-__global__ void __launch_bounds__(kThreads, 1) backward_kernel(Layers<T> a) {
-    const std::int64_t strips = strips_of(a), first = blockIdx.x;
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T, kGroups>) backward_kernel(Layers<T> a) {
+    const int strips = strips_of(a), first = static_cast<int>(blockIdx.x);
+    const int stride = static_cast<int>(gridDim.x), depth = static_cast<int>(a.stack.depth);
     const T scale = branch_scale<T>(a.stack);
-    const Strip<T, kGroups> own(a, first);
+    const auto own_place = place_of<T, kGroups>(a, first);
+    const Strip<T, kGroups> own(a, own_place);
+    const auto strip_at = [&](int strip) {
+        return Strip<T, kGroups>(a, strip == first ? own_place : place_of<T, kGroups>(a, strip));
+    };
+    Piece piece{depth, first, 0, 0};
+    const auto ask_next = [&](Piece& at) {
+        if (advance<T, kGroups>(a, true, at)) strip_at(at.strip).ask_columns(at);
+        close_copies();
+    };
+    own.ask_columns(piece);
+    close_copies();
     Barrier barrier(a.arrived);
-    for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-        Strip<T, kGroups>(a, strip).pack_adjoints(a.stack.depth);
+    for (int strip = first; strip < strips; strip += stride) {
+        strip_at(strip).pack_adjoints(depth);
     }
-    for (std::int64_t l = a.stack.depth; l >= 1; --l) {
-        barrier.arrive();
-        own.load_columns(l, 0);
-        barrier.wait();
-        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-            Strip<T, kGroups>(a, strip).backward(l, scale, strip == first);
+    barrier.arrive();
+    auto ours = own.fetch_adjoints(depth);
+    int place = 0;
+    own.weigh(ours, scale, place);
+    barrier.wait();
+    for (int l = depth; l >= 1; --l) {
+        Piece last{};
+        for (int strip = first; strip < strips; strip += stride) {
+            const auto here = strip_at(strip);
+            if (strip != first) {
+                ours = here.fetch_adjoints(l);
+                __syncthreads();  // the strip before has moved
+                here.weigh(ours, scale, place);
+            }
+            last = here.backward(l, ours, place, strip + stride >= strips, piece, ask_next);
+        }
+        if (l > 1) {
+            barrier.arrive();
+            ours = own.fetch_adjoints(l - 1);
+        }
+        if (a.update) strip_at(last.strip).take_step(last, place);
+        if (l > 1) {
+            place = 1 - place;
+            own.weigh(ours, scale, place);
+            barrier.wait();
         }
     }
 }
 
 template <class T, int kGroups>
-__global__ void __launch_bounds__(kThreads, 1) update_kernel(Layers<T> a) {
-    const std::int64_t strips = strips_of(a), first = blockIdx.x;
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T, kGroups>) update_kernel(Layers<T> a) {
+    const int strips = strips_of(a), first = static_cast<int>(blockIdx.x);
+    const int stride = static_cast<int>(gridDim.x), depth = static_cast<int>(a.stack.depth);
     Barrier barrier(a.arrived);
-    for (std::int64_t l = a.stack.depth; l >= 1; --l) {
+    for (int l = depth; l >= 1; --l) {
         // Beside those of the layer before, which others may be reading.
-        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-            Strip<T, kGroups>(a, strip).pack_adjoints(l);
+        for (int strip = first; strip < strips; strip += stride) {
+            Strip<T, kGroups>(a, place_of<T, kGroups>(a, strip)).pack_adjoints(l);
         }
         barrier.arrive();
         barrier.wait();
-        for (std::int64_t strip = first; strip < strips; strip += gridDim.x) {
-            Strip<T, kGroups>(a, strip).update(l);
+        for (int strip = first; strip < strips; strip += stride) {
+            Strip<T, kGroups>(a, place_of<T, kGroups>(a, strip)).update(l);
         }
     }
 }
@@ -506,8 +662,14 @@ Kernels<T> kernels_for(const LayerStack& s) {
 std::int64_t strips_of(const LayerStack& s) { return (s.width + kStrip - 1) / kStrip; }
 
 template <class T>
+bool is_even(const LayerStack& s, const T* matrices) {
+    return s.width % kStrip == 0 && reinterpret_cast<std::uintptr_t>(matrices) % 16 == 0;
+}
+
+template <class T>
 void run(void (*kernel)(Layers<T>), const Layers<T>& layers, int blocks, std::size_t shared_bytes,
          cudaStream_t stream) {
+    if (layers.stack.depth == 0) return;
     check(cudaMemsetAsync(layers.arrived, 0, sizeof(unsigned), stream), "clearing memory");
     const std::int64_t strips = layers.replicas * strips_of(layers.stack);
     launch(kernel, dim3(static_cast<unsigned>(std::min<std::int64_t>(blocks, strips))), kThreads,
@@ -549,6 +711,7 @@ void NarrowLayers<T>::forward(const LayerStack& s, const Wave<T>& wave, const T*
     layers.bad_step = wave.bad_step;
     layers.packed = packed_;
     layers.arrived = arrived_;
+    layers.even = is_even(s, hidden);
     const Kernels<T> kernels = kernels_for<T>(s);
     run(kernels.forward, layers, forward_blocks_, kernels.forward_bytes, wave.stream);
 }
@@ -569,7 +732,8 @@ void NarrowLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidd
                            update,
                            step / std::sqrt(static_cast<double>(s.width)),
                            packed_,
-                           arrived_};
+                           arrived_,
+                           is_even(s, hidden) && is_even(s, backward_hidden)};
     const Kernels<T> kernels = kernels_for<T>(s);
     run(kernels.backward, layers, backward_blocks_, kernels.backward_bytes, wave.stream);
 }
@@ -586,9 +750,11 @@ void NarrowLayers<T>::update(const LayerStack& s, const Wave<T>& wave, T* hidden
     layers.stored_adjoints = s.depth + 1;
     layers.weights = wave.weights;
     layers.bad_step = wave.bad_step;
+    layers.update = true;
     layers.step = step / std::sqrt(static_cast<double>(s.width));
     layers.packed = packed_;
     layers.arrived = arrived_;
+    layers.even = is_even(s, hidden);
     const Kernels<T> kernels = kernels_for<T>(s);
     run(kernels.update, layers, update_blocks_, kernels.backward_bytes, wave.stream);
 }

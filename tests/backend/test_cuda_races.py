@@ -50,6 +50,7 @@ RUNS = {
     "nearly dependent": (2, SHARED, ["batch=4,neighbours=1e-7,updates=1,depth=1"]),
     "matrices far away": (2, LITTLE, ["batch=9,decoupled=1,updates=1,depth=1"]),
     "dense": (2, SHARED, ["dense=1,width=40,batch=9,updates=1"]),
+    "dense, in chunks": (5, SHARED, ["dense=1,width=40,batch=70,updates=1,depth=2"]),
 }
 
 # A barrier that a run needs, by what stands around it.

@@ -26,6 +26,8 @@ SIZES = {
     "narrow": (3, 5, 37),
     "several groups of samples": (2, 70, 20),
     "several chunks": (2, 3, 300),
+    "whole strips": (3, 70, 24),
+    "several chunks of whole strips": (2, 3, 264),
     "by cuBLAS": (2, 130, 9),
 }
 of_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
