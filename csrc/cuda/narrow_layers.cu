@@ -11,7 +11,8 @@ namespace {
 // What a block does for one strip and layer is a product of 8 rows with the whole batch. The inner
 // index is cut into chunks, which fit shared memory, and every chunk among the warps; a lane has
 // two rows and four columns per group of 32. The sums of the warps are added in their order. All of
-// it depends on the width and the batch alone, and so do the bits.
+// it depends on the width and the batch alone, and so do the bits: not on how many blocks there are
+// or how many strips each has.
 //
 // A layer takes as long as its slowest block, which mostly waits: for the others, then for memory.
 // So whatever does not need them is done or asked for before the block waits: matrices come a piece
@@ -57,7 +58,8 @@ struct Layers {
     bool even;  // strips are whole, and their rows lie where 16 bytes can move at once
 };
 
-// That a multiprocessor has registers for: one more than this, and products would wait for them.
+// For so many a multiprocessor shall have registers; with more, products would keep theirs in
+// memory.
 template <class T, int kGroups>
 constexpr int kLeastBlocks = sizeof(T) * kGroups < 32 ? 2 : 1;
 
@@ -180,8 +182,9 @@ class Strip {
                 const int k = first + i;
                 if (k < count) copy_ahead<16>(to + k * kStrip + column, from + k * width_ + column);
             }
-            for (int at = count * kStrip + thread_; at < end * kStrip; at += kThreads)
+            for (int at = count * kStrip + thread_; at < end * kStrip; at += kThreads) {
                 to[at] = T(0);
+            }
         } else {
             for (int at = thread_; at < end * kStrip; at += kThreads) {
                 const int k = at / kStrip, column = at % kStrip;
@@ -407,8 +410,9 @@ class Strip {
         if (place_.first + row() >= width_) return;
         NFD_FAST_UNROLL
         for (int i = 0; i < kOwn; ++i) {
-            if (sample(i) < static_cast<int>(s_.batch))
+            if (sample(i) < static_cast<int>(s_.batch)) {
                 f(i, sample(i) * width_ + place_.first + row());
+            }
         }
     }
 
