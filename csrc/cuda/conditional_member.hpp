@@ -409,7 +409,9 @@ class Member {
             if (round == 0) {
                 bring_near(layer);
                 near_is_there();
-                with_algebra([&](auto& algebra) { algebra.prepare(near_layer_, found()); });
+                with_algebra([&](auto& algebra) {
+                    algebra.prepare(near_layer_, found(), p_.matrices_near);
+                });
             }
             const std::int64_t count = product_count(layer);
             wait_for_all();

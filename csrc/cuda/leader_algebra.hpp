@@ -55,6 +55,7 @@ struct Product {
     void* to;
     double factor, sign;
     int rows, inner, down, along, stride;
+    int start;     // its first share of the step
     bool applied;  // whether it is in the type of the neurons
     bool fresh;    // whether it has a column for each new direction, and rows as short
 };
@@ -66,11 +67,12 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
   public:
     using Base::Base;
 
-    // Says where the inner products of a layer's block will be, when its matrices are there. Then
-    // come, in place of those of the base:
-    __device__ NFD_FAST_OUTLINE void prepare(std::int64_t layer, Products of_block) {
+    // Says where the inner products of a layer's block will be, when its matrices are there; `near`
+    // if these and all of the step are in shared memory. Then come, in place of those of the base:
+    __device__ NFD_FAST_OUTLINE void prepare(std::int64_t layer, Products of_block, bool near) {
         crew_.alone([&] {
             layer_ = layer;
+            near_ = near;
             step_.p = memory_.ranks[side()][layer - 1];
             step_.q = memory_.ranks[other()][layer - 1];
             step_.refined = false;
@@ -107,9 +109,9 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     // A share of a product, a warp's at a time: rows with four lanes each, and columns.
     static constexpr int kColumns = 4, kRows = kWarp / kColumns;
 
-    __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-    __device__ static int row() { return static_cast<int>(threadIdx.x) % kWarp / kColumns; }
-    __device__ static int column() { return static_cast<int>(threadIdx.x) % kColumns; }
+    __device__ static int warp() { return static_cast<int>(threadIdx.x / kWarp); }
+    __device__ static int row() { return static_cast<int>(threadIdx.x % kWarp / kColumns); }
+    __device__ static int column() { return static_cast<int>(threadIdx.x % kColumns); }
     __device__ int batch() const { return static_cast<int>(batch_); }
 
     // Where the header comment's numbers are, in arrays that are free meanwhile.
@@ -118,7 +120,8 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     __device__ double* g() const { return step_.gram_solved; }          // (q, B)
     __device__ double* of_images() const { return step_.other_cross; }  // (q, B) W U c along Q
     __device__ double* lengths() const { return step_.work; }           // (B) of the columns
-    __device__ double* n_and_minus_h() const { return step_.work + batch(); }  // (2 B, B)
+    __device__ double* least() const { return step_.work + batch(); }   // (B) squares of directions
+    __device__ double* n_and_minus_h() const { return step_.work + 2 * batch(); }  // (2 B, B)
     __device__ double* r_and_minus_p() const { return n_and_minus_h() + 2 * batch() * batch(); }
     __device__ double* y_and_w() const { return r_and_minus_p() + 2 * batch() * batch(); }
 
@@ -138,6 +141,7 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
                 static_cast<int>(a.stride),
                 1,
                 batch(),
+                0,
                 false,
                 false};
     }
@@ -171,15 +175,36 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
         for (int m = 0; m < kMostOfStep; ++m) starts_[step][m] = INT_MAX;
     }
     __device__ void add(const Product& p) {
-        products_[first_[now_] + count_] = p;
-        starts_[now_][count_++] = ends_[now_];
+        Product& to = products_[first_[now_] + count_];
+        to = p;
+        to.start = starts_[now_][count_] = ends_[now_];
+        ++count_;
         const int blocks = (batch() + kColumns - 1) / kColumns;
         ends_[now_] += (p.rows + kRows - 1) / kRows * blocks;
     }
 
+    // The place of a pointer, for the compiler to see that it is in shared memory: half of the
+    // instructions are about addresses otherwise.
+    template <bool Near, class Element>
+    __device__ static Element* place(Element* pointer) {
+        if constexpr (!Near) return pointer;
+        auto* const shared = shared_memory<unsigned char>();
+        const auto at = reinterpret_cast<std::uintptr_t>(pointer);
+        const auto from = reinterpret_cast<std::uintptr_t>(shared);
+        return reinterpret_cast<Element*>(shared + static_cast<int>(at - from));
+    }
+    template <bool Near>
     __device__ NFD_FAST_OUTLINE void run(StepOf step, int first, int apart) const;
+    __device__ void run(StepOf step, int first, int apart) const {
+        if (near_) {
+            run<true>(step, first, apart);
+        } else {
+            run<false>(step, first, apart);
+        }
+    }
     __device__ NFD_FAST_OUTLINE bool project();
-    __device__ NFD_FAST_OUTLINE void factorize(const double* zz);
+    template <bool Near>
+    __device__ NFD_FAST_OUTLINE void factorize();
 
     Product products_[kMost];
     // Of each step: its first product, the first share of each of its products, and how many
@@ -188,8 +213,9 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     int first_[kSteps], ends_[kSteps];
     StepOf now_;
     int count_;
+    int rank_, short_row_;  // of the new directions, and its filled up
     const double* zz_;
-    bool settled_;
+    bool near_, settled_;
 };
 
 // By one thread.
@@ -257,31 +283,29 @@ __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::plan(Products z) {
 // This warp's shares of a step, `apart`, by all its lanes. Lanes of a row have every fourth term
 // each, of four columns, and in the end a column.
 template <class T>
+template <bool Near>
 __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::run(StepOf step, int first, int apart) const {
     static_assert(kColumns == 4, "a lane adds up four columns");
-    const int batch = this->batch(), mine = column(), end = ends_[step];
+    const auto& self = *place<Near>(this);
+    const int batch = self.batch(), mine = column(), end = self.ends_[step];
 #pragma unroll 1
     for (int share = first; share < end; share += apart) {
-        int which = -1, start = 0;
+        int which = self.first_[step] - 1;
 #pragma unroll
-        for (int m = 0; m < kMostOfStep; ++m) {
-            const int from = starts_[step][m];
-            which += from <= share ? 1 : 0;
-            start = from <= share ? from : start;
-        }
-        const Product& p = products_[first_[step] + which];
+        for (int m = 0; m < kMostOfStep; ++m) which += self.starts_[step][m] <= share ? 1 : 0;
+        const Product& p = self.products_[which];
         const int rows = p.rows, groups = (rows + kRows - 1) / kRows;
-        int group = share - start, j = 0;
+        int group = share - p.start, j = 0;
         for (; group >= groups; group -= groups) j += kColumns;
         // What is beyond an end is worked out from what is before it, and dropped.
         const int i = group * kRows + row(), last = batch - 1 - j;
         const int second = last < 1 ? last : 1, third = last < 2 ? last : 2;
         const int fourth = last < 3 ? last : 3;
         const bool there = i < rows && mine <= last;
-        const double before = p.add && there ? p.add[i * batch + j + mine] : 0.0;
+        const double before = p.add && there ? place<Near>(p.add)[i * batch + j + mine] : 0.0;
         const int inner = p.inner, along = kColumns * p.along;
-        const double* left = p.a + (i < rows ? i : rows - 1) * p.down + mine * p.along;
-        const double* right = p.b + mine * batch + j;
+        const double* left = place<Near>(p.a) + (i < rows ? i : rows - 1) * p.down + mine * p.along;
+        const double* right = place<Near>(p.b) + mine * batch + j;
         double sum[kColumns] = {0, 0, 0, 0};
 #pragma unroll 4
         for (int k = mine; k < inner; k += kColumns) {
@@ -294,15 +318,15 @@ __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::run(StepOf step, int first, i
             right += kColumns * batch;
         }
         const double total = sums_over_warp<kColumns, kColumns / 2>(sum);
-        const int rank = p.fresh ? static_cast<int>(step_.rank) : batch;
+        const int rank = p.fresh ? self.rank_ : batch;
         if (!there || j + mine >= rank) continue;
         const double value = p.factor * ::fma(p.sign, total, before);
-        const int filled = p.applied ? static_cast<int>(rules_.padded(rank)) : rank;
+        const int filled = p.applied ? self.short_row_ : rank;
         const int at = i * (p.fresh ? filled : p.stride) + j + mine;
         if (p.applied) {
-            static_cast<T*>(p.to)[at] = static_cast<T>(value);
+            place<Near>(static_cast<T*>(p.to))[at] = static_cast<T>(value);
         } else {
-            static_cast<double*>(p.to)[at] = value;
+            place<Near>(static_cast<double*>(p.to))[at] = value;
         }
     }
 }
@@ -311,15 +335,17 @@ template <class T>
 __device__ NFD_FAST_OUTLINE bool LeaderAlgebra<T>::project() {
     const int warps = crew_.warps(), me = warp();
     run(kCoefficients, me, warps);
-    double* const length = lengths();
     for (int i = static_cast<int>(threadIdx.x); i < batch(); i += warps * kWarp) {
-        length[i] = ::sqrt(zz_[i * batch() + i]);
+        const double square = zz_[i * batch() + i];
+        lengths()[i] = ::sqrt(square);
+        least()[i] = Base::least(step_.refined ? Base::smallest_share(i) : square);
     }
     crew_.sync();
     run(kResidual, me, warps);
     crew_.sync();
     const int helpers = warps > 1 ? warps - 1 : 1;
-    if (me == 0) factorize(zz_);
+    if (me == 0 && near_) factorize<true>();
+    if (me == 0 && !near_) factorize<false>();
     if (me >= warps - helpers) run(kBack, me - (warps - helpers), helpers);
     crew_.sync();
     return settled_;
@@ -327,22 +353,25 @@ __device__ NFD_FAST_OUTLINE bool LeaderAlgebra<T>::project() {
 
 // T with T^-1, N, H, R and P, by one warp.
 template <class T>
-__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize(const double* zz) {
+template <bool Near>
+__device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize() {
     const int count = batch(), most = static_cast<int>(Base::most_new(step_.p));
     const double clearly = Base::clearly();
-    double *const e = step_.e, *const t = step_.t, *const length = lengths();
-    double *const n = n_and_minus_h(), *const minus_h = n + count * count;
-    double *const root = r_and_minus_p(), *const minus_p = root + count * count;
-    const bool refined = step_.refined, speaks = threadIdx.x % kWarp == 0;
+    double *const e = place<Near>(step_.e), *const t = place<Near>(step_.t);
+    double *const n = place<Near>(n_and_minus_h()), *const minus_h = n + count * count;
+    double *const root = place<Near>(r_and_minus_p()), *const minus_p = root + count * count;
+    const double* const zz = place<Near>(zz_);
+    const double *const length = place<Near>(lengths()), *const smallest = place<Near>(least());
+    std::int64_t* const pivot = place<Near>(step_.pivot);
+    bool* const is_open = place<Near>(step_.open);
+    const bool speaks = threadIdx.x % kWarp == 0;
     bool settled = true;
     int rank = 0;
 #pragma unroll 1
     for (int j = 0; j < count; ++j) {
         // What is left of the square, and the square of the numbers it is what is left of.
         const double left = e[j * count + j], whole = zz[j * count + j];
-        const double over_root = inverse_root(left);
-        const double least =
-            Base::least(refined ? Base::smallest_share(j) : step_.xx[j * count + j]);
+        const double over_root = inverse_root(left), least = smallest[j];
         double size = length[j];
 #pragma unroll 4
         for (int m = 0; m < j; ++m) size = ::fma(::fabs(n[m * count + j]), length[m], size);
@@ -352,8 +381,8 @@ __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize(const double* zz) {
         const bool fresh = open && left > (Base::kNew * known > least ? Base::kNew * known : least);
         settled = settled && (!open || (fresh && left > clearly * known));
         if (speaks) {
-            step_.open[j] = open;
-            if (fresh) step_.pivot[rank] = j;
+            is_open[j] = open;
+            if (fresh) pivot[rank] = j;
         }
 #pragma unroll 1
         for (int m = row(); m < count; m += kRows) {
@@ -381,19 +410,20 @@ __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize(const double* zz) {
         __syncwarp();
     }
     const int stride = static_cast<int>(rules_.padded(rank));
+    T* const inverse = place<Near>(step_.inverse);
 #pragma unroll 1
     for (int m = row(); m < count; m += kRows) {
 #pragma unroll 1
         for (int l = column(); l < rank; l += kColumns) {
-            const int at = static_cast<int>(step_.pivot[l]);
+            const int at = static_cast<int>(pivot[l]);
             n[m * count + at] = m == at ? 1.0 : 0.0;
             if (m >= rank) continue;
-            step_.inverse[m * stride + l] =
-                static_cast<T>(root[static_cast<int>(step_.pivot[m]) * count + l]);
+            inverse[m * stride + l] = static_cast<T>(root[static_cast<int>(pivot[m]) * count + l]);
         }
     }
     if (speaks) {
-        step_.rank = rank;
+        step_.rank = rank_ = rank;
+        short_row_ = stride;
         settled_ = settled;
     }
 }

@@ -89,7 +89,7 @@ struct Step {
     double* gram_solved;      // (q, rank) (Q.Q)^-1 t
     double* new_cross;        // (q, rank) other images.u of the stored u
     double* other_cross;      // (q, rank) Q.v of the new images
-    double* work;             // (2 max(p, q) + 4 B + 1, B)
+    double* work;             // (2 max(p, q) + 4 B + 2, B)
     // What the sweep needs: which columns, and coefficients in T.
     std::int64_t* pivot;       // (B) which columns of Z are new directions
     bool* open;                // (B) whether a column of Z may hold a new direction
@@ -114,7 +114,7 @@ struct Step {
         for (double** array : of_columns) arena.take(*array, columns);
         double** const squares[] = {&xx, &e, &t, &m};
         for (double** array : squares) arena.take(*array, square);
-        arena.take(work, 2 * columns + 4 * square + static_cast<double>(batch));
+        arena.take(work, 2 * columns + 4 * square + 2 * static_cast<double>(batch));
         const double applied = arena.used();
         arena.take(pivot, static_cast<double>(batch));
         arena.take(open, static_cast<double>(batch));
