@@ -149,9 +149,6 @@ class Member {
     __device__ Products products_of(double* data, std::int64_t layer) const {
         return {data, rank(side_, layer), rank(other(), layer), batch_};
     }
-    __device__ std::int64_t product_count(std::int64_t layer) const {
-        return Products::count(rank(side_, layer), rank(other(), layer), batch_);
-    }
     __device__ Head& published_head(std::int64_t index) const {
         return p_.heads[replica_ * 2 + index % 2];
     }
@@ -364,34 +361,28 @@ class Member {
         __syncthreads();
     }
 
-    // Adds up the sums of all chunks, in an order that depends on their number alone, and divides
-    // by n. The way to the cache is long: many are asked for before the first is added, and two
-    // lanes share a number's chunks, so that most blocks have one number to a thread.
+    // Adds up the sums of all chunks, in increasing order, and divides by n. The way to the cache
+    // is long: many are asked for before the first is added.
     __device__ NFD_FAST_OUTLINE void gather(const double* first, std::int64_t apart,
                                             std::int64_t count) const {
-        constexpr int lanes = 2, of_warp = kWarp / lanes, at_once = 16;
-        const auto chunks = static_cast<int>(p_.chunks), all = static_cast<int>(count);
-        const int lane = static_cast<int>(threadIdx.x) % lanes;
-        const std::int64_t step = lanes * apart;
+        constexpr int at_once = 32;
+        const auto chunks = static_cast<int>(p_.chunks);
 #pragma unroll 1
-        for (int base = static_cast<int>(threadIdx.x) / kWarp * of_warp; base < all;
-             base += kWarps * of_warp) {
-            const int at = base + static_cast<int>(threadIdx.x) % kWarp / lanes;
-            const double* from = first + lane * apart + (at < all ? at : 0);
+        for (auto i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+            const double* from = first + i;
             double sum = 0;
 #pragma unroll 1
-            for (int chunk = lane; chunk < chunks; chunk += at_once * lanes) {
+            for (int chunk = 0; chunk < chunks; chunk += at_once) {
                 double value[at_once];
 #pragma unroll
                 for (int k = 0; k < at_once; ++k) {
-                    value[k] = chunk + k * lanes < chunks ? from[k * step] : 0.0;
+                    value[k] = chunk + k < chunks ? from[k * apart] : 0.0;
                 }
 #pragma unroll
                 for (int k = 0; k < at_once; ++k) sum += value[k];
-                from += at_once * step;
+                from += at_once * apart;
             }
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            if (lane == 0 && at < all) combined_[at] = sum * of_one_;
+            combined_[i] = sum * of_one_;
         }
         __syncthreads();
     }
@@ -413,9 +404,9 @@ class Member {
                     algebra.prepare(near_layer_, found(), p_.matrices_near);
                 });
             }
-            const std::int64_t count = product_count(layer);
             wait_for_all();
-            gather(round == 0 ? sums(index, 0) : rest_sums(0), p_.slot_size, count);
+            gather(round == 0 ? sums(index, 0) : rest_sums(0), p_.slot_size,
+                   Products::count(near_rank(side_), near_rank(other()), batch_));
             with_algebra([&](auto& algebra) {
                 const bool settled =
                     round == 0 ? algebra.take_apart() : algebra.take_rest_apart(found());
@@ -437,10 +428,12 @@ class Member {
         return head_.command;
     }
 
+    __device__ std::int64_t near_rank(Side side) const {
+        return near_.ranks[side][near_layer_ - 1];
+    }
     // The sums of the layer that is near.
     __device__ Products found() const {
-        return {combined_, near_.ranks[side_][near_layer_ - 1],
-                near_.ranks[other()][near_layer_ - 1], batch_};
+        return {combined_, near_rank(side_), near_rank(other()), batch_};
     }
 
     __device__ bool asked_to_stop(std::int64_t index) {

@@ -76,13 +76,18 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
             step_.p = memory_.ranks[side()][layer - 1];
             step_.q = memory_.ranks[other()][layer - 1];
             step_.refined = false;
-            plan(of_block);
+            // Most layers are like the one before, and the lists take longer than the products.
+            const Planned now{step_.p, step_.q, Base::of_layer(memory_.inverse[side()]).data,
+                              of_block.b, step_.c};
+            if (!(now == planned_)) plan(of_block);
+            planned_ = now;
         });
     }
     __device__ bool take_apart() { return project(); }
     __device__ NFD_FAST_OUTLINE bool take_rest_apart(Products of_rest) {
         crew_.alone([&] {
             step_.refined = true;
+            planned_ = {};
             plan(of_rest);
         });
         return project();
@@ -126,6 +131,16 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     __device__ double* y_and_w() const { return r_and_minus_p() + 2 * batch() * batch(); }
 
     // --- Lists of products ---
+
+    // What they depend on: ranks, and where the matrices, the sums and the step are.
+    struct Planned {
+        std::int64_t p = -1, q = -1;
+        const double *matrix = nullptr, *sums = nullptr, *step = nullptr;
+
+        __device__ bool operator==(const Planned& o) const {
+            return p == o.p && q == o.q && matrix == o.matrix && sums == o.sums && step == o.step;
+        }
+    };
 
     __device__ NFD_FAST_OUTLINE void plan(Products z);
     __device__ Product product(std::int64_t rows, std::int64_t inner, Small a, const double* b,
@@ -206,6 +221,7 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
     template <bool Near>
     __device__ NFD_FAST_OUTLINE void factorize();
 
+    Planned planned_;
     Product products_[kMost];
     // Of each step: its first product, the first share of each of its products, and how many
     // shares there are.
