@@ -425,7 +425,10 @@ __device__ NFD_FAST_OUTLINE void LeaderAlgebra<T>::factorize() {
         rank += fresh ? 1 : 0;
         __syncwarp();
     }
-    const int stride = static_cast<int>(rules_.padded(rank));
+    // rules_.padded(rank), without a division
+    const int padding = static_cast<int>(rules_.padding);
+    int stride = 0;
+    while (stride < rank) stride += padding;
     T* const inverse = place<Near>(step_.inverse);
 #pragma unroll 1
     for (int m = row(); m < count; m += kRows) {

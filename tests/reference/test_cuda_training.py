@@ -219,6 +219,22 @@ def test_tiles_and_pieces(case: str) -> None:
     assert_agreement(**TILES[case])
 
 
+@of_backwards
+@pytest.mark.parametrize(("activation", "size"), [("identity", 4), ("tanh", 6), ("tanh", 36)])
+def test_nearly_dependent_columns(activation: str, size: int, backward: str) -> None:
+    """Twins that differ by 1e-3, and asked again: a block that takes rounds, and no new direction.
+
+    The linear ones depend on each other: three inputs have rank three. A column that is none of the
+    new directions, over what is left of it, would be infinite, and is used by none.
+    """
+    pairs = np.random.default_rng(1).normal(size=(size // 2, 3))
+    x = np.repeat(pairs, 2, axis=0) + 1e-3 * np.random.default_rng(2).normal(size=(size, 3))
+    options: dict[str, Any] = {"engine": "conditional", "backward": backward, "width": 64}
+    options |= {"x": x, "y": np.linspace(-1, 1, size), "activation": activation}
+    options |= {"batches": (range(size),) * 3, "record": ("features", "outputs", "ranks")}
+    assert_agreement(**options)
+
+
 def test_bits_do_not_depend_on_the_blocks() -> None:
     """A replica has fewer of them, of which none is spared for archiving, if there are others."""
     options = fresh_samples(3, 2, width=1100, dtype="float32")
