@@ -43,7 +43,7 @@ class Member {
           row_(static_cast<int>(pass.rules.padded(batch_))),
           memory_(of_replica()),
           scratch_(reinterpret_cast<double*>(shared)),
-          crew_(crew_size(pass), scratch_, kScratch) {
+          crew_(scratch_, kScratch) {
         shared += rounded(kScratch * 8);
         new (&algebra_) Algebra(near_, p_.rules, crew_, step_);
         matrices_ = reinterpret_cast<double*>(beyond);
@@ -69,12 +69,6 @@ class Member {
     }
 
   protected:
-    static __device__ int crew_size(const Pass<T>& p) {
-        const std::int64_t capacity = p.memory.capacity;
-        const bool large = capacity * p.stack.batch >= kBlockCrewFrom || capacity >= kFarFrom;
-        return large ? kThreads : kWarp;
-    }
-
     __device__ bool forward() const { return side_ == kFeatures; }
     __device__ Side other() const { return opposite(side_); }
     __device__ bool reused() const { return p_.rules.reused; }
@@ -250,12 +244,6 @@ class Member {
 
     // --- Algebra ---
 
-    // Calls f(algebra) by all who take part in it.
-    template <class F>
-    __device__ void with_algebra(F f) {
-        if (crew_.has_me()) f(algebra_);
-        __syncthreads();
-    }
     // The algebra works on copies of the layer's small matrices in shared memory where they fit:
     // from the device's they would come one line after the other.
     static constexpr int kMatrices = 10;
@@ -400,27 +388,23 @@ class Member {
             if (round == 0) {
                 bring_near(layer);
                 near_is_there();
-                with_algebra([&](auto& algebra) {
-                    algebra.prepare(near_layer_, found(), p_.matrices_near);
-                });
+                algebra_.prepare(near_layer_, found(), p_.matrices_near);
             }
+            const bool stop = asked_to_stop(index);
             wait_for_all();
             gather(round == 0 ? sums(index, 0) : rest_sums(0), p_.slot_size,
                    Products::count(near_rank(side_), near_rank(other()), batch_));
-            with_algebra([&](auto& algebra) {
-                const bool settled =
-                    round == 0 ? algebra.take_apart() : algebra.take_rest_apart(found());
-                const bool done = settled || round == kMostRounds;
-                // Never seen; but no answer rather than a wrong one.
-                if (threadIdx.x == 0 && done && !settled) report(index + 1);
-                if (threadIdx.x == 0) command_ = done ? kSweep : kRefine;
-                if (done) {
-                    algebra.answer();
-                } else {
-                    algebra.separate();
-                }
-            });
-            publish(index, asked_to_stop(index) ? kStop : command_);
+            const bool settled =
+                round == 0 ? algebra_.take_apart() : algebra_.take_rest_apart(found());
+            const bool done = settled || round == kMostRounds;
+            // Never seen; but no answer rather than a wrong one.
+            if (threadIdx.x == 0 && done && !settled) report(index + 1);
+            if (done) {
+                algebra_.answer();
+            } else {
+                algebra_.separate();
+            }
+            publish(index, stop ? kStop : done ? kSweep : kRefine);
         } else {
             wait_for_leader();
             take_over(index, p_.applied);
@@ -454,10 +438,8 @@ class Member {
         bring_near(layer);
         gather(measured(index, 0), p_.measure_size, (step_.p + step_.rank) * step_.rank);
         near_is_there();
-        with_algebra([&](auto& algebra) {
-            algebra.append(near_layer_, combined_);
-            if (!forward()) algebra.learn(p_.weights + replica_ * batch_, p_.step);
-        });
+        algebra_.append(near_layer_, combined_);
+        if (!forward()) algebra_.learn(p_.weights + replica_ * batch_, p_.step);
         put_back(layer);
     }
 
@@ -477,10 +459,8 @@ class Member {
             p_.ranks[replica_ * depth + layer - 1] = static_cast<double>(step_.p + step_.rank);
         }
         if (!p_.coupling_per_layer || !coupled()) return;
-        with_algebra([&](auto& algebra) {
-            const double square = algebra.coupling(near_layer_);
-            if (threadIdx.x == 0) p_.coupling_per_layer[replica_ * depth + layer - 1] = square;
-        });
+        const double square = algebra_.coupling(near_layer_);
+        if (threadIdx.x == 0) p_.coupling_per_layer[replica_ * depth + layer - 1] = square;
     }
 
     const Pass<T> p_;
@@ -498,7 +478,6 @@ class Member {
     double* matrices_ = nullptr;  // of near_, where they are copies
     unsigned phase_ = 0;
     bool stop_ = false;
-    int command_ = kStop;
     Head head_{};
     Step<T> step_{};
     double* const scratch_;  // (kScratch)

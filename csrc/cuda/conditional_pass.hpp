@@ -47,12 +47,6 @@ constexpr std::int64_t kTables = 4;
 // Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
 constexpr int kMostHeld = 8;
 
-// From how many numbers of a block's coefficients on a whole block works faster than its warp.
-constexpr std::int64_t kBlockCrewFrom = 768;
-// And from which rank on a layer's matrices may be too large to be near: many threads then wait for
-// the device's memory at a time.
-constexpr std::int64_t kFarFrom = 32;
-
 // A round leaves 1e-4 of what a column shares with those before it, as on the processor.
 constexpr int kMostRounds = 32;
 

@@ -1,4 +1,4 @@
-// Threads of a block that do a layer's algebra together (layer_algebra.hpp), and sums over a warp.
+// A block whose threads do a layer's algebra together (layer_algebra.hpp), and sums over a warp.
 #pragma once
 
 #include <cmath>
@@ -10,25 +10,24 @@
 
 namespace nfd_fast::cuda {
 
-// The code is kept small: it is run once a layer, and to fetch it takes longer than to run it.
-//
-// The first warp of a block, which waits for itself at next to no cost, or the whole block. Each
+// The code is kept small: it is run once a layer, and to fetch it takes longer than to run it. Each
 // number is worked out by one thread.
 //
 // It knows nothing of the thread that calls it, so that a block can keep one in shared memory.
 class Crew {
   public:
     // `scratch` has `room` numbers, one for each warp of the block at least.
-    __device__ Crew(int size, double* scratch, std::int64_t room)
-        : size_(size), scratch_(scratch), room_(room) {}
+    __device__ Crew(double* scratch, std::int64_t room) : scratch_(scratch), room_(room) {}
 
-    __device__ bool has_me() const { return static_cast<int>(threadIdx.x) < size_; }
-    __device__ int warps() const { return size_ / kWarp; }
+    __device__ static int threads() { return static_cast<int>(blockDim.x); }
+    __device__ static int warps() { return threads() / kWarp; }
 
     template <class F>
     __device__ void each(std::int64_t count, F f) const {
 #pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(count); i += size_) f(i);
+        for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(count); i += threads()) {
+            f(i);
+        }
         sync();
     }
     // A grid of threads, four to a row: a division would take longer than most f.
@@ -44,16 +43,14 @@ class Crew {
     template <class F>
     __device__ double sum(std::int64_t count, F f) const {
         double sum = 0;
-        for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += size_) sum += f(i);
-        sum = warp_sum(sum);
-        if (size_ == kWarp) {
-            sync();
-            return sum;
+        for (auto i = static_cast<std::int64_t>(threadIdx.x); i < count; i += threads()) {
+            sum += f(i);
         }
+        sum = warp_sum(sum);
         if (threadIdx.x % kWarp == 0) scratch_[threadIdx.x / kWarp] = sum;
         sync();
         sum = 0;
-        for (int warp = 0; warp < size_ / kWarp; ++warp) sum += scratch_[warp];
+        for (int warp = 0; warp < warps(); ++warp) sum += scratch_[warp];
         sync();
         return sum;
     }
@@ -62,13 +59,7 @@ class Crew {
         if (threadIdx.x == 0) f();
         sync();
     }
-    __device__ void sync() const {
-        if (size_ == kWarp) {
-            __syncwarp();
-        } else {
-            __syncthreads();
-        }
-    }
+    __device__ static void sync() { __syncthreads(); }
 
     __device__ NFD_FAST_OUTLINE void multiply(Transpose transpose, std::int64_t rows,
                                               std::int64_t columns, std::int64_t inner,
@@ -124,10 +115,10 @@ class Crew {
         }
         const auto width = static_cast<std::uint32_t>(columns);
         const std::uint32_t at_once =
-            columns <= size_ ? static_cast<std::uint32_t>(size_) / width : 1;
-        const std::uint32_t first = columns <= size_ ? threadIdx.x / width : 0;
+            columns <= threads() ? static_cast<std::uint32_t>(threads()) / width : 1;
+        const std::uint32_t first = columns <= threads() ? threadIdx.x / width : 0;
         const std::uint32_t column = threadIdx.x - first * width;
-        const auto step = columns <= size_ ? width : static_cast<std::uint32_t>(size_);
+        const auto step = columns <= threads() ? width : static_cast<std::uint32_t>(threads());
         for (std::int64_t done = 0; done + 1 < size; ++done) {
             const std::int64_t i = transposed ? done : size - 1 - done;
             // Rows of the triangle come along a row of R^T, or down a column of R.
@@ -156,9 +147,8 @@ class Crew {
 
     __device__ static int first_column() { return static_cast<int>(threadIdx.x) % kGridColumns; }
     __device__ static int first_row() { return static_cast<int>(threadIdx.x) / kGridColumns; }
-    __device__ int grid_rows() const { return size_ / kGridColumns; }
+    __device__ static int grid_rows() { return threads() / kGridColumns; }
 
-    int size_;
     double* scratch_;
     std::int64_t room_;
 };
