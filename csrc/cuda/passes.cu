@@ -509,11 +509,14 @@ void embed(const Problem<T>& p, const Network<T>& net, int replicas, std::int64_
     const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(p.inputs)));
     const std::int64_t* batch = net.batches + k * s.batch;
     const std::int64_t down = (s.width + kTileRows - 1) / kTileRows;
-    if (s.batch <= kSide) {
-        launch(embed_tile<T, 1>, grid(down, replicas, 1), kThreads, tile_bytes<T>(kSide), stream,
-               false, net, batch, s, p.inputs, scale);
+    const std::int64_t across = (s.batch + 4 * kSide - 1) / (4 * kSide);
+    // Small tiles where large ones would leave multiprocessors idle.
+    constexpr std::int64_t kMany = 1024;
+    if (down * across * replicas < kMany) {
+        const std::int64_t narrow = (s.batch + kSide - 1) / kSide;
+        launch(embed_tile<T, 1>, grid(down * narrow, replicas, 1), kThreads, tile_bytes<T>(kSide),
+               stream, false, net, batch, s, p.inputs, scale);
     } else {
-        const std::int64_t across = (s.batch + 4 * kSide - 1) / (4 * kSide);
         launch(embed_tile<T, 4>, grid(down * across, replicas, 1), kThreads,
                tile_bytes<T>(4 * kSide), stream, false, net, batch, s, p.inputs, scale);
     }

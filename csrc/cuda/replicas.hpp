@@ -165,6 +165,7 @@ class Replicas {
     // Nothing is taken from the device that is still at work.
     ~Replicas() {
         cudaStreamSynchronize(stream_.get());
+        cudaStreamSynchronize(way_out_.get());
         w_.hidden = Hidden<T>{};
     }
     Replicas(const Replicas&) = delete;
@@ -191,7 +192,7 @@ class Replicas {
         PassRecord record;
         T* features;  // (count, recorded layers, B, n)
         T* adjoints;
-        Event copied;
+        Event done, copied;
         std::optional<Stopwatch> forward, backward;  // of the hidden layers, if asked for
     };
 
@@ -257,6 +258,7 @@ class Replicas {
         if (p_.overwrite && p_.train_input) copy(p_.given.input, net.input, input_size());
         if (p_.overwrite && p_.train_readout) copy(p_.given.readout, net.readout, readout_size());
         stream_.wait();
+        way_out_.wait();
     }
 
     std::int64_t input_size() const { return p_.stack.width * p_.inputs; }
@@ -289,6 +291,7 @@ class Replicas {
         Slot& slot = slots_[k % kSlots];
         if (k == p_.updates) forward_.ranks = nullptr;
         embed(p_, net, count, k, stream_.get());
+        if (k > 0) slots_[(k - 1) % kSlots].copied.hold(stream_.get());
         timed(slot.forward, [&] { w_.hidden.forward(p_, forward_, k); });
         read_out(p_, net, count, k, stream_.get());
         record_features(p_, net, rest_, count, k, stream_.get());
@@ -303,10 +306,13 @@ class Replicas {
             record_adjoints(p_, net, rest_, Hidden<T>::records_kernels, count, stream_.get());
             stage(slot.adjoints, net.adjoints, p_.stack.depth + 1);
         }
+        // On its way while the next pass begins.
+        slot.done.record(stream_.get());
+        slot.done.hold(way_out_.get());
         check(cudaMemcpyAsync(slot.record.divergences, w_.record.divergences, w_.record_bytes,
-                              cudaMemcpyDeviceToHost, stream_.get()),
+                              cudaMemcpyDeviceToHost, way_out_.get()),
               "a copy");
-        slot.copied.record(stream_.get());
+        slot.copied.record(way_out_.get());
     }
 
     template <class Work>
@@ -397,7 +403,7 @@ class Replicas {
     Wave<T> forward_, backward_;
     RecordedRow rest_;  // what the hidden layers don't write
     int living_ = 0;
-    Stream stream_{Urgency::urgent};
+    Stream stream_{Urgency::urgent}, way_out_;
 };
 
 template <class T, template <class> class Hidden>

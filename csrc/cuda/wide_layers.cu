@@ -135,18 +135,20 @@ void WideLayers<T>::prepare(const Wave<T>& wave) {
 template <class T>
 void WideLayers<T>::forward(const LayerStack& s, const Wave<T>& wave, const T* hidden) const {
     const std::int64_t n = s.width, size = s.layer_size();
+    const auto activate = [&](std::int64_t l) {
+        T* layer = wave.features + l * size;
+        launch_for_layer(activate_layer<T>, s, wave.stream, layer, static_cast<int>(l),
+                         l < s.depth ? activations_ + l * size : nullptr,
+                         l < s.depth && s.skip ? layer + size : nullptr, wave.bad_step);
+    };
+    activate(0);  // while the graph is on its way
     library_->forward.run(wave.stream, [&] {
-        for (std::int64_t l = 0; l <= s.depth; ++l) {
-            T* layer = wave.features + l * size;
-            if (l > 0) {
-                library_->cublas.multiply(Transpose::no, Transpose::yes, s.batch, n, n,
-                                          branch_scale<T>(s), activations_ + (l - 1) * size, n,
-                                          hidden + (l - 1) * s.matrix_size(), n, T(s.skip ? 1 : 0),
-                                          layer, n);
-            }
-            launch_for_layer(activate_layer<T>, s, wave.stream, layer, static_cast<int>(l),
-                             l < s.depth ? activations_ + l * size : nullptr,
-                             l < s.depth && s.skip ? layer + size : nullptr, wave.bad_step);
+        for (std::int64_t l = 1; l <= s.depth; ++l) {
+            library_->cublas.multiply(Transpose::no, Transpose::yes, s.batch, n, n,
+                                      branch_scale<T>(s), activations_ + (l - 1) * size, n,
+                                      hidden + (l - 1) * s.matrix_size(), n, T(s.skip ? 1 : 0),
+                                      wave.features + l * size, n);
+            activate(l);
         }
     });
 }
@@ -164,11 +166,11 @@ void WideLayers<T>::backward(const LayerStack& s, const Wave<T>& wave, T* hidden
                        wanted ? weighted(s, l) : nullptr,
                        wanted ? activations_ + (l - 1) * size : nullptr};
     };
+    if (update) {  // while the graph is on its way
+        launch_for_layer(weigh_layer<T>, s, wave.stream, adjoints.layer(s, s.depth),
+                         step_of(s.depth), wave.bad_step);
+    }
     library_->backward.run(wave.stream, [&] {
-        if (update) {
-            launch_for_layer(weigh_layer<T>, s, wave.stream, adjoints.layer(s, s.depth),
-                             step_of(s.depth), wave.bad_step);
-        }
         for (std::int64_t l = s.depth; l >= 1; --l) {
             const std::int64_t matrix = (l - 1) * s.matrix_size();
             const T* above = adjoints.layer(s, l);
