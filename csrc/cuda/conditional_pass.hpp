@@ -78,9 +78,9 @@ struct Pass {
     // Of both sides: the tables of a tile lie side by side. From the first tile's on.
     T *basis[2], *images[2];
     std::int64_t tile_width, tiles, chunks;  // tiles chunk, chunk + chunks, ... make one
-    int members;                             // blocks of a replica: one, or more than
-    int sweepers;                            // have chunks; these are the first ones
-    int slots, piece_columns;                // of a block's ColumnStream
+    int members;                             // blocks of a replica
+    int sweepers;  // the first ones of them, which have chunks: all but a leader, if not alone
+    int slots, piece_columns;  // of a block's ColumnStream
 
     std::int64_t fine, column;  // fine noise layers per layer; noise column of the first sample
     const std::uint64_t* seeds;

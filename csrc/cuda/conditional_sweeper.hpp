@@ -33,8 +33,8 @@ class Sweeper : public Workbench<T, N> {
         Base::measured, Base::memory_, Base::multiply_columns, Base::n_, Base::neuron_of,
         Base::noise_of, Base::other, Base::p_, Base::place_of, Base::planned_, Base::products,
         Base::products_of, Base::rank, Base::record, Base::replica_, Base::report, Base::rest_sums,
-        Base::reused, Base::right, Base::right_noise, Base::row_, Base::scratch_, Base::side_,
-        Base::stage, Base::step_, Base::store_columns_of, Base::stored_, Base::sums, Base::sweeps,
+        Base::reused, Base::right, Base::row_, Base::scratch_, Base::side_, Base::stage,
+        Base::step_, Base::store_columns_of, Base::stored_, Base::sums, Base::sweeps,
         Base::tables_apart, Base::tables_of, Base::tile_, Base::tile_of, Base::wait_for_all;
 
   public:
@@ -105,7 +105,7 @@ class Sweeper : public Workbench<T, N> {
                 // What was drawn before has served: there was a barrier since, and will be.
                 draw(index, tile, b0, count);
                 if (!reused()) continue;
-                multiply_columns(ticket, across, right_noise(), count, to.z + b0, batch_, first);
+                multiply_columns(ticket, across, right(), count, to.z + b0, batch_, first);
             }
         });
     }

@@ -57,15 +57,9 @@ class Workbench : public Member<T> {
     __device__ static int place_of(const void* in_shared_memory) {
         return static_cast<int>(static_cast<const unsigned char*>(in_shared_memory) - shared(0));
     }
-    // Columns of a block: (tile, N) in float64, the same of the noise, and (N, tile + kGap) as they
-    // are.
+    // Columns of a block, or of noise: (tile, N) in float64, and (N, tile + kGap) as they are.
     static NFD_FAST_HD std::int64_t right_at() { return rounded(sizeof(Workbench)); }
-    static NFD_FAST_HD std::int64_t noise_at(std::int64_t tile) {
-        return right_at() + N * tile * 8;
-    }
-    static NFD_FAST_HD std::int64_t left_at(std::int64_t tile) {
-        return noise_at(tile) + N * tile * 8;
-    }
+    static NFD_FAST_HD std::int64_t left_at(std::int64_t tile) { return right_at() + N * tile * 8; }
     // (slices, columns, N) sums over the slices of a tile.
     static NFD_FAST_HD std::int64_t slices_at(std::int64_t tile) {
         return left_at(tile) + N * (tile + Columns::kGap) * static_cast<std::int64_t>(sizeof(T));
@@ -75,9 +69,6 @@ class Workbench : public Member<T> {
         return rounded(slices_at(p.tile_width) + p.tile_width / kSlice * columns * N * 8);
     }
     __device__ double* right() const { return reinterpret_cast<double*>(shared(right_at())); }
-    __device__ double* right_noise() const {
-        return reinterpret_cast<double*>(shared(noise_at(tile_)));
-    }
     __device__ T* left() const { return reinterpret_cast<T*>(shared(left_at(tile_))); }
 
     // This thread's neuron in a tile, if it has one; beyond the width is nothing.
@@ -275,7 +266,7 @@ class Workbench : public Member<T> {
         const T scale = static_cast<T>(1 / ::sqrt(static_cast<double>(p_.fine)));
         const std::uint64_t seed = p_.seeds[replica_];
         const int quads = tile_ / 4;
-        double* const staged = right_noise();
+        double* const staged = right();
 #pragma unroll 1
         for (int unit = static_cast<int>(threadIdx.x); unit < quads * N; unit += kThreads) {
             const int b = unit % N, i = unit / N * 4;

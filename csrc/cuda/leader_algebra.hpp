@@ -78,7 +78,7 @@ class LeaderAlgebra : public LayerAlgebra<T, Crew> {
             step_.refined = false;
             // Most layers are like the one before, and the lists take longer than the products.
             const Planned now{step_.p, step_.q, Base::of_layer(memory_.inverse[side()]).data,
-                              of_block.b, step_.c};
+                              of_block.b, step_.xx};
             if (!(now == planned_)) plan(of_block);
             planned_ = now;
         });

@@ -65,7 +65,8 @@ struct Step {
 
     __device__ void put(std::int64_t b, std::int64_t at, T adjoint, const int* bad_step) const {
         if (!weighted) return;
-        if (*bad_step == kNoBadStep) {
+        // This one may be the first that isn't finite.
+        if (*bad_step == kNoBadStep && adjoint - adjoint == T(0)) {
             weighted[at] = static_cast<T>(-step * weights[b]) * adjoint;
         } else {
             weighted[at] = activations[at] = T(0);
