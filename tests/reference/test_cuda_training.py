@@ -280,6 +280,24 @@ def test_the_same_seed_gives_the_same_bits(engine: str, backward: str) -> None:
         np.testing.assert_array_equal(array, second[name], err_msg=name)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_adjoints_that_overflow_move_no_weights(device: str) -> None:
+    """The first that are not finite end the run, and the caller's weights stay numbers on a GPU."""
+    net = nfd.ResNet(width=17, depth=3, inputs=3)
+    batch = 130  # on a GPU, layers by cuBLAS
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(batch, 3)).astype(np.float32), rng.normal(size=batch)
+    weights = nfd.initial_weights(net, 0, backward="decoupled")
+    assert weights.backward_hidden is not None
+    weights.backward_hidden[:] *= np.float32(3e25)
+    with pytest.raises(nfd.DivergenceError) as caught:
+        nfd.train(net, nfd.SGD(0.5), x, y, batches=[range(batch)], weights=weights, device=device,
+                  overwrite_weights=True, backward="decoupled", engine="dense")  # fmt: skip
+    assert caught.value.quantity == "adjoints"
+    if device == "cuda":
+        assert np.isfinite(weights.hidden).all()
+
+
 @of_engines
 def test_divergence_is_the_processor_s(engine: str) -> None:
     """Of some replicas: the others go on, rows that were not reached are NaN."""
