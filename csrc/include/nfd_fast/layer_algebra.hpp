@@ -205,17 +205,11 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
     const std::int64_t p = step_.p;
     const Small c{step_.c, batch_}, e{step_.e, batch_};
     copy(of_z.zz, batch_ * batch_, step_.e);
-    if (memory_.inverse[side()]) {
-        const Small b{of_z.b, batch_};
-        solve_gram(side(), p, batch_, b, c);
-        crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, b, c, true, e);
-    } else {
-        const Small r = of_layer(memory_.factor[side()]);
-        copy(of_z.b, p * batch_, step_.c);
-        crew_.solve(Transpose::yes, p, batch_, r, c);  // R^-T U.Z
-        crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, c, c, true, e);
-        crew_.solve(Transpose::no, p, batch_, r, c);
-    }
+    const Small r = of_layer(memory_.factor[side()]);
+    copy(of_z.b, p * batch_, step_.c);
+    crew_.solve(Transpose::yes, p, batch_, r, c);  // R^-T U.Z
+    crew_.multiply(Transpose::yes, batch_, batch_, p, -1.0, c, c, true, e);
+    crew_.solve(Transpose::no, p, batch_, r, c);
 
     const Small t{step_.t, batch_};
     double* const parts = step_.work;
