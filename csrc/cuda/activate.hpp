@@ -4,7 +4,7 @@
 
 #include "cuda/device.hpp"
 #include "nfd_fast/activations.hpp"
-#include "nfd_fast/philox.hpp"  // NFD_FAST_UNROLL
+#include "nfd_fast/config.hpp"
 
 namespace nfd_fast::cuda {
 

@@ -23,8 +23,10 @@
 #include <vector>
 
 #include "cuda/device.hpp"
+#include "cuda/ends.hpp"
+#include "cuda/network.hpp"
 #include "cuda/noise.hpp"
-#include "cuda/passes.hpp"
+#include "cuda/records.hpp"
 #include "cuda/wave.hpp"
 #include "training/arena.hpp"
 #include "training/problem.hpp"
@@ -77,6 +79,30 @@ void lay_out(const Problem<T>& p, Arena& arena, int replicas, PassRecord& record
         arena.take(record.row.*field.member,
                    wanted ? static_cast<double>(field.size) * replicas : 0);
     }
+}
+
+template <class T>
+void lay_out(const Problem<T>& p, Arena& arena, int replicas, Network<T>& net) {
+    const LayerStack& s = p.stack;
+    const double count = replicas, n = static_cast<double>(s.width);
+    const double layers = static_cast<double>(s.depth + 1);
+    const double batch = static_cast<double>(s.batch), outputs = static_cast<double>(p.outputs);
+    const double layer = batch * n;
+    arena.take(net.seeds, count);
+    arena.take(net.input, count * n * static_cast<double>(p.inputs));
+    arena.take(net.readout, count * outputs * n);
+    arena.take(net.features, count * layers * layer);
+    arena.take(net.first_features, p.keep_first_features ? count * layers * layer : 0);
+    arena.take(net.adjoints, count * static_cast<double>(stored_adjoints(p)) * layer);
+    arena.take(net.output_sums,
+               count * batch * outputs * static_cast<double>(readout_chunks(s.width)));
+    arena.take(net.chi, count * batch * outputs);
+    arena.take(net.sample_weights, count * batch);
+    const bool grams =
+        p.records.feature_kernels || p.records.activation_kernels || p.records.adjoint_kernels;
+    const double chunks = static_cast<double>(gram_chunks(s));
+    arena.take(net.gram_sums, grams && chunks > 1 ? count * layers * chunks * batch * batch : 0);
+    arena.take(net.bad_step, count);
 }
 
 // All device memory of a wave.

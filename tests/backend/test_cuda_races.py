@@ -29,7 +29,8 @@ KERNELS = (
     "layers",
     "narrow_layers",
     "noise",
-    "passes",
+    "ends",
+    "records",
     "wide_layers",
 )
 FLAGS = "-std=c++17 -O1 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -U_FORTIFY_SOURCE"
