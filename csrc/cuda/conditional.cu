@@ -101,7 +101,6 @@ struct ConditionalHidden {
         with_kernel(pass, [&](auto kernel, std::size_t shared) {
             blocks = resident_blocks(kernel, kThreads, shared);
         });
-        if (blocks < 1) throw DeviceError("the device is too small for a block of the pass");
         return blocks;
     }
 

@@ -179,24 +179,30 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
 #endif
 }
 
-// Lets a kernel use so much shared memory, and says how many of its blocks then fit at once.
+// The blocks of a kernel that fit the device at once, each with so much shared memory.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, std::size_t shared_bytes) {
 #if defined(NFD_FAST_EMULATES_CUDA)
     (void)kernel, (void)threads, (void)shared_bytes;
     return emulation::kResidentBlocks;
 #else
-    int device = 0, multiprocessors = 0, per_multiprocessor = 0;
+    int device = 0, multiprocessors = 0, most_bytes = 0, per_multiprocessor = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-          "a question about the device");
+    const auto ask = [&](int& answer, cudaDeviceAttr what) {
+        check(cudaDeviceGetAttribute(&answer, what, device), "a question about the device");
+    };
+    ask(multiprocessors, cudaDevAttrMultiProcessorCount);
+    ask(most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    // Always all of it: the limit belongs to the kernel, and another thread may be about to launch
+    // it for a problem that needs more than this one.
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes),
           "a request for shared memory");
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
                                                         shared_bytes),
           "a question about the device");
+    if (per_multiprocessor < 1)
+        throw DeviceError("the device is too small for a block of this pass");
     return multiprocessors * per_multiprocessor;
 #endif
 }
