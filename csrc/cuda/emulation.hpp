@@ -2,7 +2,8 @@
 //
 // Here is a run-time library with one device, whose memory is the host's. Streams run at once, but
 // for those of the least priority: they put off what they are given until somebody waits for it,
-// as on a device that is busy with others, so that a wait that is missing shows. The threads of a
+// as on a device that is busy with others, so that a wait that is missing shows. Copies from and to
+// memory that the library did not give are over when the call returns, as in CUDA. The threads of a
 // launch are fibers of the calling thread (emulation_fibers.hpp). They take turns where they wait
 // for each other, so that a run is repeatable, and there is one memory: what a kernel must not
 // leave to chance is not found by them. For that each thread can be a context of ThreadSanitizer,
@@ -17,6 +18,9 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #if defined(NFD_FAST_EMULATION_CONTEXTS)
@@ -72,6 +76,39 @@ inline void catch_up(cudaStream_t stream) {
     if (puts_off(stream)) catch_up(stream, stream->given);
 }
 
+// The memory that the library has given.
+class Given {
+  public:
+    void add(const void* block, std::size_t bytes) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sizes_[reinterpret_cast<std::uintptr_t>(block)] = bytes;
+    }
+    void remove(const void* block) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sizes_.erase(reinterpret_cast<std::uintptr_t>(block));
+    }
+    bool has(const void* place) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto at = reinterpret_cast<std::uintptr_t>(place);
+        auto after = sizes_.upper_bound(at);
+        return after != sizes_.begin() && at - std::prev(after)->first < std::prev(after)->second;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::map<std::uintptr_t, std::size_t> sizes_;
+};
+inline Given& given() {
+    static Given blocks;
+    return blocks;
+}
+
+inline void enqueue_copy(cudaStream_t stream, const void* to, const void* from,
+                         std::function<void()> work) {
+    enqueue(stream, std::move(work));
+    if (!given().has(to) || !given().has(from)) catch_up(stream);
+}
+
 }  // namespace nfd_fast::cuda::emulation
 
 constexpr unsigned cudaStreamNonBlocking = 1, cudaHostAllocMapped = 2;
@@ -83,9 +120,11 @@ inline cudaError_t cudaMalloc(void** block, std::size_t bytes) {
     if (!*block) return cudaErrorMemoryAllocation;
     // Fresh memory is arbitrary: not a number, in either precision.
     std::memset(*block, 0xFF, bytes);
+    nfd_fast::cuda::emulation::given().add(*block, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaFree(void* block) {
+    nfd_fast::cuda::emulation::given().remove(block);
     std::free(block);
     return cudaSuccess;
 }
@@ -93,25 +132,23 @@ inline cudaError_t cudaHostAlloc(void** block, std::size_t bytes, unsigned) {
     return cudaMalloc(block, bytes);
 }
 inline cudaError_t cudaFreeHost(void* block) { return cudaFree(block); }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t stream) {
-    nfd_fast::cuda::emulation::catch_up(stream);
-    std::memmove(to, from, bytes);
-    return cudaSuccess;
-}
 inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
                                      std::size_t from_pitch, std::size_t width, std::size_t height,
                                      cudaMemcpyKind, cudaStream_t stream) {
-    nfd_fast::cuda::emulation::catch_up(stream);
-    for (std::size_t row = 0; row < height; ++row) {
-        std::memmove(static_cast<char*>(to) + row * to_pitch,
-                     static_cast<const char*>(from) + row * from_pitch, width);
-    }
+    nfd_fast::cuda::emulation::enqueue_copy(stream, to, from, [=] {
+        for (std::size_t row = 0; row < height; ++row) {
+            std::memmove(static_cast<char*>(to) + row * to_pitch,
+                         static_cast<const char*>(from) + row * from_pitch, width);
+        }
+    });
     return cudaSuccess;
 }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
+                                   cudaMemcpyKind kind, cudaStream_t stream) {
+    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
 inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
-    nfd_fast::cuda::emulation::catch_up(stream);
-    std::memset(to, value, bytes);
+    nfd_fast::cuda::emulation::enqueue(stream, [=] { std::memset(to, value, bytes); });
     return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(std::size_t* available, std::size_t* total) {
@@ -202,7 +239,10 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
 inline cudaError_t cudaMallocAsync(void** block, std::size_t bytes, cudaStream_t) {
     return cudaMalloc(block, bytes);
 }
-inline cudaError_t cudaFreeAsync(void* block, cudaStream_t) { return cudaFree(block); }
+inline cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
+    nfd_fast::cuda::emulation::enqueue(stream, [block] { cudaFree(block); });
+    return cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = 1;
     return cudaSuccess;
