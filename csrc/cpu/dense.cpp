@@ -109,7 +109,8 @@ struct DenseHidden {
                             monitor, alone);
         });
         team.sync();
-        if (update.hidden) update_own_layers(p, features, adjoints.data, update, monitor, team);
+        if (update.hidden && !bad.found())
+            update_own_layers(p, features, adjoints.data, update, monitor, team);
         team.sync();
     }
 

@@ -83,13 +83,16 @@ void backward_with(const Products& products, const LayerStack& stack, const T* b
         T* below = adjoints.layer(stack, l - 1);
         const T* before = features + (l - 1) * stack.layer_size();
         const std::int64_t matrix = (l - 1) * stack.matrix_size();
+        // Nothing moves by adjoints that aren't finite: the weights may be the caller's. Those of
+        // the layer below, which others may report meanwhile, are a later step.
+        const bool moves = update.hidden && bad.step() > stack.depth - l;
 
         const auto multiply_and_update = [&](Part part) {
             // The matrix that is read moves in the same pass; without an update it is const and
             // only read.
-            products.backward(above, part, const_cast<T*>(backward_hidden) + matrix, update.hidden);
+            products.backward(above, part, const_cast<T*>(backward_hidden) + matrix, moves);
             // That was backward_hidden, where the network is decoupled.
-            if (update.backward_hidden) {
+            if (moves && update.backward_hidden) {
                 products.update(above, part, false, update.hidden + matrix);
             }
         };

@@ -259,9 +259,10 @@ class Replica {
             p_.train_hidden ? p_.learning_rate * s.branch_factor * mean_over_batch() : 0.0};
         w_.hidden.backward(p_, replica, k, w_.features, adjoints(), gradient, bad_, monitor_, team);
 
-        // W_in -= eta m/sqrt(d) sum_b w_b G_0[b] x_b^T and V -= eta m sum_b H_L[b] chi_b^T.
+        // W_in -= eta m/sqrt(d) sum_b w_b G_0[b] x_b^T and V -= eta m sum_b H_L[b] chi_b^T. Nothing
+        // moves by adjoints that aren't finite: the weights may be the caller's.
         team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
-            if (stopped(team)) return;
+            if (stopped(team) || bad_.found()) return;
             if (p_.train_input) {
                 blas::multiply(blas::Transpose::yes, blas::Transpose::no, count, p_.inputs, s.batch,
                                T(1), adjoints().layer(s, 0) + first, s.width, w_.weighted_x,
