@@ -56,17 +56,28 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t run = std::int64_t{blockIdx.y} * blockDim.y + threadIdx.y; run < runs;
          run += std::int64_t{gridDim.y} * blockDim.y) {
         const Place place = place_of(run);
-        const auto made = [&](std::uint32_t block) {
-            return made_of<T>(four_words(place.address, block, place.column));
+        const auto words = [&](std::uint32_t block) {
+            return four_words(place.address, block, place.column);
         };
         T* const to = out + run * size;
         std::uint32_t block = blockIdx.x * blockDim.x + threadIdx.x;
         // Stored in one piece: all but the last block, or none.
         const std::uint32_t whole = aligned(to) ? static_cast<std::uint32_t>(size / 4) : 0;
-        for (; block < whole; block += step) reinterpret_cast<Four<T>*>(to)[block] = made(block);
+        if constexpr (sizeof(Four<T>) == kSectorBytes) {
+            // By warps that lie along the run, as long as all of their lanes are in it.
+            const std::uint32_t lanes_left = kWarp - threadIdx.x % kWarp;
+            const std::uint32_t end = blockDim.x % kWarp == 0 ? whole : 0;
+            for (; block + lanes_left <= end; block += step) {
+                store_sectors(words(block), to + 4 * std::int64_t{block});
+            }
+        } else {
+            for (; block < whole; block += step) {
+                reinterpret_cast<Four<T>*>(to)[block] = made_of<T>(words(block));
+            }
+        }
         for (; block < blocks; block += step) {
             const std::int64_t at = 4 * std::int64_t{block};
-            store(made(block), to + at, size - at);
+            store(made_of<T>(words(block)), to + at, size - at);
         }
     }
 }
