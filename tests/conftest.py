@@ -1,8 +1,9 @@
-"""What tests of several folders share: the CUDA backend, emulated and on a device."""
+"""What tests of several folders share: Ctrl-C, and the CUDA backend, emulated and on a device."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,15 @@ from nfd_fast import devices
 from nfd_fast.exceptions import DeviceError
 
 EMULATION = "_cuda_emulated"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heed_ctrl_c() -> None:
+    """Let tests press Ctrl-C also where a shell runs them in the background.
+
+    Its background jobs ignore it, and so would their children: a test then waits for minutes.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
