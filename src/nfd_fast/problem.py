@@ -152,10 +152,16 @@ def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
         raise ValueError(
             f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
         )
+    too_many = ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
+    try:
+        if operator.length_hint(seed) > MAX_REPLICAS:  # of what knows it
+            raise too_many
+    except OverflowError:  # more than any sequence holds: a range
+        raise too_many from None
     seeds: dict[int, None] = {}  # in order, and distinct
     for i, value in enumerate(seed):
         if i == MAX_REPLICAS:
-            raise ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
+            raise too_many
         checked = arguments.seed(f"seed[{i}]", value)
         if checked in seeds:
             raise ValueError(f"seed must hold distinct seeds, got {checked} more than once")

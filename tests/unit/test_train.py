@@ -65,6 +65,7 @@ def train(**changes: Any) -> nfd.Run:
         ({"x": X[:0]}, "x must hold at least one sample, got none"),
         ({"net": nfd.ResNet(1, 1, 2**31)}, "x must have shape (samples, 2147483648), got (4, 3)"),
         ({"seed": range(10**12)}, "seed must hold at most 10000000 seeds, got more"),
+        ({"seed": range(10**30)}, "seed must hold at most 10000000 seeds, got more"),
         ({"seed": -1}, "seed must be an integer in 0 ... 2**64 - 1, got -1"),
         ({"seed": 2**64}, "seed must be an integer in 0 ... 2**64 - 1, got"),
         ({"seed": 1.5}, "seed must be an integer or a sequence of them, got 1.5"),
