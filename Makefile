@@ -2,12 +2,13 @@
 # make bench   the benchmark suite with its peers          make clean  forget what was built
 #
 # PYTHON=python3.12 chooses the interpreter. ORACLE= leaves PyTorch and JAX out of `make test`: the
-# tests that compare against them then skip. ARGS goes to the command; `make study` gives it to the
-# study of losses, and RATES to the table of rates.
+# tests that compare against them then skip. JOBS is how many files of tests run at a time. ARGS goes
+# to the command; `make study` gives it to the study of losses, and RATES to the table of rates.
 
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= oracle
+JOBS ?= 2
 BIN = $(VENV)/bin
 
 comma = ,
@@ -27,7 +28,7 @@ study: $(call stamp,study)
 test: EXTRAS = study,test$(if $(ORACLE),$(comma)$(ORACLE))
 test: EMULATION = ON
 test: $(call stamp,study-test$(if $(ORACLE),-$(ORACLE)))
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: EXTRAS = bench
 bench: $(call stamp,bench)
@@ -38,7 +39,9 @@ $(VENV)/bin/python:
 
 $(VENV)/installed-%: $(sources) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(configured) .
-	$(BIN)/python -m pip install --quiet $(configured) ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --no-compile $(configured) ".[$(EXTRAS)]"
+	@# By all processors; pip takes one. What packages keep for other versions of Python fails.
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1
 	touch $@
 
 clean:

@@ -1,8 +1,9 @@
-"""What tests of several folders share: Ctrl-C, and the CUDA backend, emulated and on a device."""
+"""What tests of several folders share: their processes, and CUDA, emulated and on a device."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from types import ModuleType
 
@@ -21,6 +22,12 @@ def heed_ctrl_c() -> None:
     Its background jobs ignore it, and so would their children: a test then waits for minutes.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def start_others() -> None:
+    """Let a test start pytest for itself where it is run by a worker of pytest-xdist."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 
 @pytest.fixture
