@@ -3,6 +3,7 @@
 #include "cuda/activate.hpp"
 #include "cuda/items.hpp"
 #include "cuda/records.hpp"
+#include "nfd_fast/elementary.hpp"
 
 namespace nfd_fast::cuda {
 namespace {
@@ -154,13 +155,12 @@ template <class T>
 void record_grams(const LayerStack& s, const GramTask<T>& task, const int* bad_step, int replicas,
                   cudaStream_t stream) {
     const std::int64_t blocks = task.count * task.chunks;
-    const std::size_t warps = sizeof(double) * kThreads / kWarp;
     if (s.batch <= 4) {
-        launch(gram_thin<T, 4>, grid(blocks, replicas, 1), kThreads, warps, stream, false, task, s,
-               bad_step);
+        launch(gram_thin<T, 4>, grid(blocks, replicas, 1), kThreads, kWarpSums, stream, false, task,
+               s, bad_step);
     } else if (s.batch <= 8) {
-        launch(gram_thin<T, 8>, grid(blocks, replicas, 1), kThreads, warps, stream, false, task, s,
-               bad_step);
+        launch(gram_thin<T, 8>, grid(blocks, replicas, 1), kThreads, kWarpSums, stream, false, task,
+               s, bad_step);
     } else {
         const std::int64_t tiles = (s.batch + kGramTile - 1) / kGramTile;
         const std::int64_t pairs = tiles * (tiles + 1) / 2;

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,9 +154,9 @@ def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
         )
     too_many = ValueError(f"seed must hold at most {MAX_REPLICAS} seeds, got more")
     try:
-        if operator.length_hint(seed) > MAX_REPLICAS:  # of what knows it
+        if isinstance(seed, Sized) and len(seed) > MAX_REPLICAS:
             raise too_many
-    except OverflowError:  # more than any sequence holds: a range
+    except OverflowError:  # a range that is longer than any sequence
         raise too_many from None
     seeds: dict[int, None] = {}  # in order, and distinct
     for i, value in enumerate(seed):
