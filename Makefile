@@ -29,7 +29,7 @@ study: $(call stamp,study)
 test: EXTRAS = $(TEST_EXTRAS)
 test: EMULATION = ON
 test: $(call stamp,$(TEST_EXTRAS))
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: EXTRAS = bench
 bench: $(call stamp,bench)
