@@ -47,9 +47,6 @@ constexpr std::int64_t kTables = 4;
 // Columns of a block that a thread holds at once: kMostHeld, or as many as the batch has.
 constexpr int kMostHeld = 8;
 
-// A round leaves 1e-4 of what a column shares with those before it, as on the processor.
-constexpr int kMostRounds = 32;
-
 // How many layers pass between questions to the host: each takes about as long as a short layer.
 constexpr std::int64_t kHaltEvery = 16;
 

@@ -51,6 +51,11 @@ namespace nfd_fast {
 
 inline namespace NFD_FAST_TARGET {
 
+// After so many rounds a block is given up. One leaves 1e-4 of what a column shares with those
+// before it, so that 4 are enough for tolerances down to 1e-16, and as many again for the columns
+// they lean on.
+inline constexpr int kMostRounds = 32;
+
 // The steps of one pass, layer after layer, each on the same Step. What the layer remembers is
 // changed by append() and learn() alone.
 template <class T, class Crew>
