@@ -39,7 +39,6 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-%: $(sources) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(configured) .
 	$(BIN)/python -m pip install --quiet --no-compile $(configured) ".[$(EXTRAS)]"
 	@# By all processors; pip takes one. What packages keep for other versions of Python fails.
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true

@@ -265,6 +265,7 @@ def test_names_of_the_suite_stay() -> None:
         for product in ("forward", "backward", "update")
         for size in sizes
     }
+    expected.add("import.nfd_fast")
     engines = ("dense", "conditional")
     expected |= {
         f"growth.exponent[{engine}-{grows}-{pace}]"
