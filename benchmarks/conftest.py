@@ -20,6 +20,7 @@ LIMITS = pytest.StashKey[machine.Limits | gpu.Limits]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: a small case of a workload; all take a minute")
+    config.addinivalue_line("markers", "limits: says how near it comes to what the machine can do")
     config.addinivalue_line("markers", "gpu: on a GPU, by nfd-fast bench --device cuda")
 
 
@@ -33,8 +34,11 @@ def pytest_benchmark_update_machine_info(
 
 @pytest.fixture(scope="session", autouse=True)
 def limits(request: pytest.FixtureRequest) -> None:
-    """Measure, before anything else, what the benchmarks run on."""
-    on_gpu = all(item.get_closest_marker("gpu") for item in request.session.items)
+    """Measure, before anything else, what the benchmarks run on, where one of them says it."""
+    items = request.session.items
+    if not any(item.get_closest_marker("limits") for item in items):
+        return
+    on_gpu = all(item.get_closest_marker("gpu") for item in items)
     if on_gpu:
         request.getfixturevalue("cuda")
     request.config.stash[LIMITS] = gpu.limits() if on_gpu else machine.limits()

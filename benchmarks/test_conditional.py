@@ -39,6 +39,7 @@ REACH = {
 }
 
 
+@pytest.mark.limits
 @pytest.mark.parametrize("case", REACH)
 def test_reach(benchmark: Any, case: str) -> None:
     benchmark.group = "conditional training"

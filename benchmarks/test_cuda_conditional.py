@@ -18,7 +18,7 @@ import nfd_fast as nfd
 from nfd_fast import _core, conditional
 from nfd_fast.problem import Problem
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.limits]
 
 CASES = {
     "n=1000000 L=64 B=4 K=4": (1_000_000, 64, 4, 4, 1),

@@ -18,7 +18,7 @@ from work import training_work
 import nfd_fast as nfd
 from nfd_fast import devices
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.limits]
 
 SHAPES = {"n=4096 L=16 B=128": (4096, 16, 128), "n=256 L=256 B=32": (256, 256, 32)}
 INPUTS, RATE = 16, 0.2

@@ -11,7 +11,7 @@ import pytest
 
 from nfd_fast import kernels
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.limits]
 
 CALLS = 10
 """One after the other on a stream: each keeps the device for half a millisecond at least, so that

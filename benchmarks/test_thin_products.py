@@ -22,6 +22,8 @@ from work import Work, training_work
 import nfd_fast as nfd
 from nfd_fast import kernels
 
+pytestmark = pytest.mark.limits
+
 BATCHES = (1, 2, 4, 8, 16, 24)
 SIZES = pytest.mark.parametrize(
     ("width", "batch"),

@@ -20,6 +20,8 @@ from work import Work, conditional_work, particle_work, training_work
 import nfd_fast as nfd
 from nfd_fast import kernels, reference
 
+pytestmark = pytest.mark.limits
+
 
 def cases(quick: dict[str, tuple[int, ...]], full: dict[str, tuple[int, ...]]) -> Any:
     """Parametrize by sizes; those of the first table are marked quick."""

@@ -41,7 +41,10 @@ def image(report: Report, suffix: str) -> bytes:
         If the report has no limits, or no benchmark that says how much work it does.
     """
     if not report.limits:
-        raise ValueError("a roofline needs the machine's limits, which this suite doesn't measure")
+        raise ValueError(
+            "a roofline needs the machine's limits, which none of these benchmarks asks for; "
+            "select 'workloads' of the suite that comes with the package"
+        )
     files = plots.images("roofline", lambda: figure(report), benchmarks=report.date)
     return files[f"roofline{suffix}"]
 
