@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "bindings/dlpack.hpp"
+#include "bindings/gil.hpp"
 #include "cuda/devices.hpp"
 
 namespace nfd_fast::bindings {
@@ -18,7 +19,7 @@ inline cudaStream_t stream_of(std::uintptr_t handle) {
 template <class Work>
 void run_beside(const BorrowedArray& array, std::uintptr_t stream, bool wait, Work work) {
     const int device = array.device().index;
-    const py::gil_scoped_release released;
+    const WithoutGil without_gil;
     const cuda::OnDevice current(device);
     work(stream_of(stream));
     if (wait) cuda::wait_for(stream_of(stream));

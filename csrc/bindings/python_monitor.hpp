@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "bindings/gil.hpp"
 #include "training/monitor.hpp"
 
 namespace nfd_fast::bindings {
@@ -27,7 +28,7 @@ class PythonMonitor final : public Monitor {
         const auto now = std::chrono::steady_clock::now();
         if (now - last_ < kInterval) return true;
         last_ = now;
-        const pybind11::gil_scoped_acquire gil;
+        const WithGil with_gil;
         if (PyErr_CheckSignals() != 0) {
             error_ = true;
             return false;
@@ -56,7 +57,7 @@ class PythonMonitor final : public Monitor {
 template <class F>
 void run_monitored(PythonMonitor& monitor, F f) {
     {
-        const pybind11::gil_scoped_release released;
+        const WithoutGil without_gil;
         f();
     }
     monitor.finish();

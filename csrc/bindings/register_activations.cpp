@@ -1,6 +1,7 @@
 // The table of activations, and its functions on arrays; whether an array is finite.
 
 #include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
 #include "cpu/kernels.hpp"
 #include "nfd_fast/activations.hpp"
 
@@ -17,7 +18,7 @@ void apply(int activation, bool derivative, const Array<T>& x, Array<T>& out) {
     const auto& vector = kernels().of<T>();
     const T* in = x.data();
     T* to = out.mutable_data();
-    const py::gil_scoped_release released;
+    const WithoutGil without_gil;
     (derivative ? vector.differentiate : vector.activate)(activation, in, x.size(), to);
 }
 
@@ -26,7 +27,7 @@ bool all_finite(const Array<T>& array) {
     const auto& vector = kernels().of<T>();
     const T* data = array.data();
     const std::int64_t count = array.size();
-    const py::gil_scoped_release released;
+    const WithoutGil without_gil;
     return vector.all_finite(data, count);
 }
 

@@ -1,0 +1,55 @@
+// Python's lock, let go while kernels run and taken again, also where Python is ending.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <thread>
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
+
+namespace nfd_fast::bindings {
+
+// A daemon thread may ask for the lock when Python has begun to end. Up to 3.13 that ends the
+// thread, which in the GNU C library unwinds its stack, through destructors that let nothing pass:
+// the process would be aborted. Here the thread waits for the end of the process instead, as Python
+// 3.14 has it.
+template <class Take>
+auto take_unless_python_ends(Take take) {
+#ifdef __GLIBCXX__
+    try {
+        return take();
+    } catch (const abi::__forced_unwind&) {
+        for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+#else
+    return take();
+#endif
+}
+
+class WithoutGil {
+  public:
+    WithoutGil() : thread_(PyEval_SaveThread()) {}
+    ~WithoutGil() {
+        take_unless_python_ends([this] { PyEval_RestoreThread(thread_); });
+    }
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+
+  private:
+    PyThreadState* const thread_;
+};
+
+class WithGil {
+  public:
+    WithGil() : before_(take_unless_python_ends([] { return PyGILState_Ensure(); })) {}
+    ~WithGil() { PyGILState_Release(before_); }
+    WithGil(const WithGil&) = delete;
+    WithGil& operator=(const WithGil&) = delete;
+
+  private:
+    const PyGILState_STATE before_;
+};
+
+}  // namespace nfd_fast::bindings
