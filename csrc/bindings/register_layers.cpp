@@ -2,7 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <optional>
+#include <string>
 
 #include "bindings/arrays.hpp"
 #include "bindings/python_monitor.hpp"
@@ -20,6 +22,10 @@ LayerStack stack_of(const Array<T>& features, double branch_factor, bool skip, i
     }
     if (activation < 0 || activation >= activation_count) {
         throw py::value_error("no such activation");
+    }
+    if (features.shape(1) > std::numeric_limits<int>::max()) {  // a size in the BLAS interface
+        throw py::value_error("batch must be at most 2**31 - 1, got " +
+                              std::to_string(features.shape(1)));
     }
     return {features.shape(2), features.shape(0) - 1, features.shape(1), branch_factor, skip,
             activation};
@@ -153,6 +159,17 @@ void register_typed(py::module_& module) {
 }  // namespace
 
 void register_layers(py::module_& module) {
+    module.def(
+        "euler_maruyama_bytes",
+        [](std::int64_t width, std::int64_t batch, bool single, int threads) {
+            LayerStack stack{};
+            stack.width = width;
+            stack.batch = batch;
+            return (single ? euler_maruyama_bytes<float> : euler_maruyama_bytes<double>)(stack,
+                                                                                         threads);
+        },
+        py::arg("width"), py::arg("batch"), py::arg("single"), py::arg("threads"),
+        "Bytes that euler_maruyama() allocates.");
     register_typed<float>(module);
     register_typed<double>(module);
 }

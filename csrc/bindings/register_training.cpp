@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 
+#include "bindings/gil.hpp"
 #include "bindings/python_monitor.hpp"
 #include "bindings/training_task.hpp"
 
@@ -46,7 +47,7 @@ class StateWriter final : public StateStream {
 
     template <class Number>
     void write(const char* name, const Number* data, std::int64_t count) {
-        if (count == 0) return;
+        // Also one without numbers: that it was kept is what a later run must know.
         Entry& entry = entries_[name];
         if (!filling_) {
             entry.count += count;
@@ -80,7 +81,7 @@ class StateReader final : public StateStream {
         read(name, data, count);
     }
     void finish() override {
-        const py::gil_scoped_acquire gil;
+        const WithGil with_gil;
         for (const auto& item : arrays_) {
             const auto name = item.first.cast<std::string>();
             const auto found = taken_.find(name);
@@ -92,10 +93,10 @@ class StateReader final : public StateStream {
   private:
     template <class Number>
     void read(const char* name, Number* data, std::int64_t count) {
-        if (count == 0) return;
         auto found = taken_.find(name);
         if (found == taken_.end()) {
-            const py::gil_scoped_acquire gil;
+            const WithGil with_gil;
+            if (count == 0 && !arrays_.contains(name)) return;
             if (!arrays_.contains(name) || !py::isinstance<Array<Number>>(arrays_[name])) {
                 throw std::invalid_argument(std::string(name) + " is missing or of another type");
             }
@@ -127,12 +128,12 @@ class StateReader final : public StateStream {
 template <class T>
 Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
                              bool replicas_in_parallel, const py::dict& records,
-                             py::object progress, bool keep_state, std::optional<py::dict> state) {
+                             py::object progress, std::optional<py::dict> state) {
     Problem<T>& p = task.problem;
     Array<std::int64_t> divergences = record_into(records, engine, task);
     p.threads = threads;
     p.replicas_in_parallel = replicas_in_parallel;
-    if ((keep_state || state) && (p.replicas != 1 || replicas_in_parallel)) {
+    if ((p.keep_state || state) && (p.replicas != 1 || replicas_in_parallel)) {
         throw py::value_error("only a single run has a state");
     }
     if ((p.first_update > 0) != state.has_value()) {
@@ -142,9 +143,9 @@ Array<std::int64_t> run_task(TrainingTask<T>& task, Engine engine, int threads,
     std::optional<StateReader> reader;
     if (state) reader.emplace(*state);
     run_monitored(monitor, [&] {
-        (engine == Engine::dense ? train_dense<T>
-                                 : train_conditional<T>)(p, monitor, reader ? &*reader : nullptr,
-                                                         keep_state ? &task.state : nullptr);
+        (engine == Engine::dense
+             ? train_dense<T>
+             : train_conditional<T>)(p, monitor, reader ? &*reader : nullptr, &task.state);
     });
     return divergences;
 }
@@ -161,7 +162,8 @@ void register_typed(py::module_& module, const char* name) {
              py::arg("hidden").noconvert(), py::arg("readout").noconvert(),
              py::arg("backward_hidden").noconvert(), py::arg("overwrite"), py::arg("record_every"),
              py::arg("keep_adjoints"), py::arg("keep_first_features"), py::arg("keep_coupling"),
-             py::arg("tolerance"), py::arg("last_batch").noconvert(), py::arg("first_update"))
+             py::arg("tolerance"), py::arg("last_batch").noconvert(), py::arg("first_update"),
+             py::arg("keep_state"))
         .def(
             "bytes",
             [](const TrainingTask<T>& task, Engine engine, int threads, bool replicas_in_parallel) {
@@ -174,7 +176,7 @@ void register_typed(py::module_& module, const char* name) {
             "Bytes that run() allocates besides the records.")
         .def("run", &run_task<T>, py::arg("engine"), py::arg("threads"),
              py::arg("replicas_in_parallel"), py::arg("records"), py::arg("progress"),
-             py::arg("keep_state"), py::arg("state"))
+             py::arg("state"))
         .def("state", [](TrainingTask<T>& task) {
             if (!task.state) throw py::value_error("no state was kept");
             return StateWriter().write(*task.state);

@@ -34,17 +34,15 @@ struct TrainingTask {
 };
 
 template <class T>
-TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_factor, bool skip,
-                          int activation, Loss loss, double learning_rate,
-                          std::tuple<bool, bool, bool> train, bool decoupled, std::int64_t fine,
-                          Array<T> x, std::optional<Array<double>> targets,
-                          std::optional<Array<std::int64_t>> labels, std::int64_t outputs,
-                          Array<std::int64_t> batches, Array<std::uint64_t> seeds,
-                          std::optional<Array<T>> input, std::optional<Array<T>> hidden,
-                          std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden,
-                          bool overwrite, std::int64_t record_every, bool keep_adjoints,
-                          bool keep_first_features, bool keep_coupling, double tolerance,
-                          Array<std::int64_t> last_batch, std::int64_t first_update) {
+TrainingTask<T> make_task(
+    std::int64_t width, std::int64_t depth, double branch_factor, bool skip, int activation,
+    Loss loss, double learning_rate, std::tuple<bool, bool, bool> train, bool decoupled,
+    std::int64_t fine, Array<T> x, std::optional<Array<double>> targets,
+    std::optional<Array<std::int64_t>> labels, std::int64_t outputs, Array<std::int64_t> batches,
+    Array<std::uint64_t> seeds, std::optional<Array<T>> input, std::optional<Array<T>> hidden,
+    std::optional<Array<T>> readout, std::optional<Array<T>> backward_hidden, bool overwrite,
+    std::int64_t record_every, bool keep_adjoints, bool keep_first_features, bool keep_coupling,
+    double tolerance, Array<std::int64_t> last_batch, std::int64_t first_update, bool keep_state) {
     TrainingTask<T> task;
     const std::int64_t samples = x.shape(0), inputs = x.shape(1);
     require_shape("x", x, {samples, inputs});
@@ -101,6 +99,7 @@ TrainingTask<T> make_task(std::int64_t width, std::int64_t depth, double branch_
     p.seeds = task.seeds.data();
     p.replicas = task.seeds.size();
     p.overwrite = overwrite;
+    p.keep_state = keep_state;
     p.record_every = record_every;
     p.keep_adjoints = keep_adjoints;
     p.keep_first_features = keep_first_features;

@@ -55,6 +55,15 @@ struct ConditionalHidden : ConditionalScratch<T> {
     }
 };
 
+// Nothing is asked again, and nothing is kept.
+template <class T>
+Problem<T> without_updates(const LayerStack& stack) {
+    Problem<T> p{};
+    p.stack = stack;
+    p.decoupled = true;
+    return p;
+}
+
 }  // namespace
 
 template <class T>
@@ -69,18 +78,23 @@ void train_conditional(const Problem<T>& problem, Monitor& monitor, StateStream*
 }
 
 template <class T>
+double euler_maruyama_bytes(const LayerStack& stack, int threads) {
+    const Problem<T> p = without_updates<T>(stack);
+    Arena sizes(nullptr);
+    ConditionalHidden<T>::lay_out(p, sizes,
+                                  std::min(threads, ConditionalHidden<T>::most_members(p)));
+    return sizes.used();
+}
+
+template <class T>
 std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama& run, T* features, int threads,
                                                Monitor& monitor) {
-    Problem<T> p{};  // no updates: nothing is asked again, and nothing is kept
-    p.stack = run.stack;
+    Problem<T> p = without_updates<T>(run.stack);
     p.fine = run.fine;
-    p.decoupled = true;
     p.seeds = &run.seed;
     p.tolerance = run.tolerance;
     const int members = std::min(threads, ConditionalHidden<T>::most_members(p));
-    Arena sizes(nullptr);
-    ConditionalHidden<T>::lay_out(p, sizes, members);
-    const Block memory = take_block(sizes.used());
+    const Block memory = take_block(euler_maruyama_bytes<T>(run.stack, threads));
     Arena arena(memory.get());
     ConditionalHidden<T> hidden = ConditionalHidden<T>::lay_out(p, arena, members);
     hidden.clear(p);
@@ -99,6 +113,8 @@ template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, fl
                                                         Monitor&);
 template std::optional<std::int64_t> run_euler_maruyama(const EulerMaruyama&, double*, int,
                                                         Monitor&);
+template double euler_maruyama_bytes<float>(const LayerStack&, int);
+template double euler_maruyama_bytes<double>(const LayerStack&, int);
 template double conditional_bytes<float>(const Problem<float>&);
 template double conditional_bytes<double>(const Problem<double>&);
 template void train_conditional<float>(const Problem<float>&, Monitor&, StateStream*,

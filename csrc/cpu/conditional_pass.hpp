@@ -39,7 +39,7 @@ struct ConditionalPass {
     const std::int64_t batch = p.stack.batch, n = p.stack.width, stride = h.tile_width;
     Step<T>& step = h.steps[team.rank];
     const LayerRules rules = rules_of(p, side, keep);
-    LayerAlgebra<T, SerialCrew> algebra{h, rules, SerialCrew{}, step};
+    LayerAlgebra<T, SerialCrew> algebra{h, rules, SerialCrew{monitor, team.polls}, step};
     T* const x = h.tile_x + team.rank * batch * stride;
     T* const increment = h.tile_increment + team.rank * batch * stride;
     T* const tile_noise = h.tile_noise + team.rank * batch * stride;
@@ -109,7 +109,7 @@ struct ConditionalPass {
             });
             if (sync_and_halt()) return;
         }
-        if (keep && team.rank == 0) append(depth - 1);
+        if (keep && team.rank == 0 && !stopped()) append(depth - 1);
         finish_coupling();
         team.sync();
     }

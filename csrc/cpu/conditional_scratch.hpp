@@ -34,17 +34,19 @@ struct ConditionalScratch : ConditionalState<T> {
     void lay_out(const Problem<T>& p, Arena& arena, int team_members) {
         ConditionalState<T>::lay_out(p, arena);
         const std::int64_t width = p.stack.width, batch = p.stack.batch;
-        slot_size = Products::count(this->capacity, this->capacity, batch);
-        measure_size = (this->capacity + batch) * batch;
-
-        const double rows = static_cast<double>(batch);
+        const double rows = static_cast<double>(batch),
+                     columns = static_cast<double>(this->capacity);
+        const double slot = Products::count(columns, columns, rows);
+        const double measure = (columns + rows) * rows;
+        slot_size = as_size(slot);
+        measure_size = as_size(measure);
         const double numbers = rows * static_cast<double>(width);
         arena.take(noise, p.decoupled ? 0 : numbers);
         arena.take(block, numbers);
         arena.take(accumulated, p.keep_coupling ? numbers : 0);
         const double chunk_count = static_cast<double>(this->chunks);
-        arena.take(sums, 2 * chunk_count * static_cast<double>(slot_size));
-        arena.take(measured, 2 * chunk_count * static_cast<double>(measure_size));
+        arena.take(sums, 2 * chunk_count * slot);
+        arena.take(measured, 2 * chunk_count * measure);
         arena.take(column_sums, rows);
         arena.take(halt, 1);
         const double members = team_members;
@@ -53,7 +55,7 @@ struct ConditionalScratch : ConditionalState<T> {
         arena.take(tile_increment, members * tile);
         arena.take(tile_noise, members * tile);
         arena.take(tile_wide, members * 2 * tile);
-        arena.take(combined, members * static_cast<double>(slot_size + measure_size));
+        arena.take(combined, members * (slot + measure));
         arena.take(steps, members);
         for (int member = 0; member < team_members; ++member) {
             Step<T> step{};

@@ -49,9 +49,9 @@ struct DenseHidden {
             take_weights(p, arena, h.backward_hidden, p.given.backward_hidden, p.train_hidden,
                          count);
         }
-        const double scratch = static_cast<double>(scratch_size<T>(p.stack, members));
+        const double scratch = scratch_size<T>(p.stack, members);
         h.by_columns = works_by_columns(p, members);
-        const double one = static_cast<double>(scratch_size<T>(p.stack, 1));
+        const double one = scratch_size<T>(p.stack, 1);
         arena.take(h.scratch, h.by_columns ? members * one : scratch);
         return h;
     }
@@ -116,7 +116,7 @@ struct DenseHidden {
 
   private:
     T* own_scratch(const Problem<T>& p, Team team) const {
-        return scratch + team.rank * scratch_size<T>(p.stack, 1);
+        return scratch + team.rank * as_size(scratch_size<T>(p.stack, 1));
     }
 
     // Calls f(stack, offset, team) for this member's columns, with a team of its own.

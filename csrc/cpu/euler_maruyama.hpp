@@ -26,6 +26,10 @@ struct EulerMaruyama {
     bool in_place;      // only the last layer is wanted
 };
 
+// What the following allocates.
+template <class T>
+double euler_maruyama_bytes(const LayerStack& stack, int threads);
+
 // Fills features 1 ... L from features 0, (L+1, B, n) or, in place, (B, n); sizes are at least one.
 // Returns the first layer that isn't finite, if any. Throws std::bad_alloc before anything is
 // written; stops early if the monitor says so.

@@ -3,7 +3,7 @@
 // are used as they lie, block by block from the cache. With very many the BLAS library is as fast.
 //
 // Each class is one member's view of them, made anew for a pass over the layers:
-//     static std::int64_t scratch_size(stack, members)      of what its team needs
+//     static double scratch_size(stack, members)            of what its team needs
 //     std::int64_t rows()                                   neurons that are finished together
 //     Parts parts()                                         how the work on a matrix is dealt
 //     void activate(slot, features, first, count)           phi of neurons of one layer
@@ -95,8 +95,8 @@ void clear_part(const LayerStack& stack, Part part, T* matrix) {
 template <class T>
 class ThinProducts {
   public:
-    static std::int64_t scratch_size(const LayerStack& stack, int) {
-        return (row_blocks(stack) + 1) * packed_size(stack);
+    static double scratch_size(const LayerStack& stack, int) {
+        return static_cast<double>((row_blocks(stack) + 1) * packed_size(stack));
     }
 
     ThinProducts(const LayerStack& stack, T* scratch, Team team)
@@ -229,8 +229,9 @@ class WideProducts {
     // cache.
     static std::int64_t stride_of(const LayerStack& stack) { return stack.width + 16; }
 
-    static std::int64_t backward_scratch(const LayerStack& stack, std::int64_t row_blocks) {
-        return row_blocks * wide_size(stack) + stack.batch * stride_of(stack);
+    static double backward_scratch(const LayerStack& stack, std::int64_t row_blocks) {
+        return static_cast<double>(row_blocks) * static_cast<double>(wide_size(stack)) +
+               static_cast<double>(stack.batch) * static_cast<double>(stride_of(stack));
     }
 
     WideProducts(const LayerStack& stack, T* scratch, const Parts& parts)
@@ -249,9 +250,9 @@ class WideProducts {
 template <class T>
 class BlockedProducts : public WideProducts<T> {
   public:
-    static std::int64_t scratch_size(const LayerStack& stack, int members) {
-        const std::int64_t forward =
-            2 * activations_size(stack) + members * kRows * padded_batch(stack);
+    static double scratch_size(const LayerStack& stack, int members) {
+        const auto forward = static_cast<double>(2 * activations_size(stack) +
+                                                 members * kRows * padded_batch(stack));
         return std::max(forward, Base::backward_scratch(stack, row_blocks(stack)));
     }
 
@@ -379,8 +380,9 @@ class BlockedProducts : public WideProducts<T> {
 template <class T>
 class LibraryProducts : public WideProducts<T> {
   public:
-    static std::int64_t scratch_size(const LayerStack& stack, int) {
-        return std::max(2 * Base::wide_size(stack), Base::backward_scratch(stack, 1));
+    static double scratch_size(const LayerStack& stack, int) {
+        return std::max(2.0 * static_cast<double>(Base::wide_size(stack)),
+                        Base::backward_scratch(stack, 1));
     }
 
     LibraryProducts(const LayerStack& stack, T* scratch, Team)

@@ -132,7 +132,7 @@ void backward_with(const Products& products, const LayerStack& stack, const T* b
 }  // namespace
 
 template <class T>
-std::int64_t scratch_size(const LayerStack& stack, int members) {
+double scratch_size(const LayerStack& stack, int members) {
     return with_products<T>(stack, [&](auto* products) {
         return std::remove_pointer_t<decltype(products)>::scratch_size(stack, members);
     });
@@ -225,7 +225,7 @@ void run_update(const LayerStack& stack, const T* features, const T* adjoints,
 }
 
 #define NFD_FAST_INSTANTIATE(T)                                                                   \
-    template std::int64_t scratch_size<T>(const LayerStack&, int);                                \
+    template double scratch_size<T>(const LayerStack&, int);                                      \
     template bool takes_columns<T>(const LayerStack&);                                            \
     template void forward_layers<T>(const LayerStack&, const T*, T*, T*, FirstBadStep&, Monitor&, \
                                     Team);                                                        \

@@ -31,7 +31,7 @@ class FirstBadStep {
 
 // How many numbers the `scratch` of the following holds for a team.
 template <class T>
-std::int64_t scratch_size(const LayerStack& stack, int members);
+double scratch_size(const LayerStack& stack, int members);
 
 // Whether the following may be given some columns of a batch (LayerStack::whole_batch) and the
 // results are the same, bit for bit, as those of all of them together.

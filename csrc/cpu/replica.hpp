@@ -59,7 +59,7 @@ struct Workspace {
 template <class T>
 void take_weights(const Problem<T>& p, Arena& arena, T*& pointer, T* given, bool moves,
                   double count) {
-    if (given && (p.overwrite || !moves)) {
+    if (given && (p.overwrite || !(moves || p.keep_state))) {
         pointer = given;
     } else {
         arena.take(pointer, count);
@@ -122,7 +122,7 @@ class Replica {
         if (p_.first_update == 0) initialize(replica, team);
         for (std::int64_t k = 0; k <= p_.updates; ++k) {
             forward(replica, k, team);
-            if (team.rank == 0) finish_forward(replica, k);
+            if (team.rank == 0) finish_forward(replica, k, team);
             team.sync();
             if (verdict_ != Verdict::go_on) return;
             record_features(replica, k, team);
@@ -139,6 +139,7 @@ class Replica {
 
   private:
     enum class Verdict { go_on, stop };
+    static constexpr std::int64_t kAskEvery = 64;
 
     std::int64_t tile() const { return p_.stack.tile(); }
     T* features(std::int64_t l) const { return w_.features + l * p_.stack.layer_size(); }
@@ -147,6 +148,8 @@ class Replica {
         if (team.polls) monitor_.poll();
         return monitor_.stopped();
     }
+    // The same within a tile, where a sample with many outputs takes long enough to ask.
+    bool stopped_in_tile(Team team) const { return p_.outputs >= kAskEvery && stopped(team); }
     double mean_over_batch() const { return 1.0 / static_cast<double>(p_.stack.batch); }
 
     void initialize(std::int64_t replica, Team team) {
@@ -189,6 +192,7 @@ class Replica {
         team.sync();
         w_.hidden.forward(p_, replica, k, w_.features, bad_, monitor_, team);
         team.for_tiles(s.batch * p_.outputs, 1, [&](std::int64_t index, std::int64_t) {
+            if (index % kAskEvery == 0 ? stopped(team) : monitor_.stopped()) return;
             const T* last = features(s.depth) + index / p_.outputs * s.width;
             const T* readout = w_.readout + index % p_.outputs * s.width;
             w_.outputs[index] =
@@ -198,7 +202,7 @@ class Replica {
     }
 
     // Losses and their derivatives; rank 0 alone.
-    void finish_forward(std::int64_t replica, std::int64_t k) {
+    void finish_forward(std::int64_t replica, std::int64_t k, Team team) {
         if (monitor_.stopped()) {
             verdict_ = Verdict::stop;
             return;
@@ -210,12 +214,17 @@ class Replica {
         const std::int64_t batch = p_.stack.batch;
         double sum = 0;
         for (std::int64_t b = 0; b < batch; ++b) {
+            if (stopped_in_tile(team)) break;
             const double* f = w_.outputs + b * p_.outputs;
             double* chi = w_.chi + b * p_.outputs;
             sum += p_.loss == Loss::mse
                        ? mse(f, p_.targets + batch_[b] * p_.outputs, p_.outputs, chi)
                        : cross_entropy(f, p_.labels[batch_[b]], p_.outputs, chi);
             w_.sample_weights[b] = p_.outputs == 1 ? chi[0] : 1.0;
+        }
+        if (monitor_.stopped()) {
+            verdict_ = Verdict::stop;
+            return;
         }
         const double loss = sum * mean_over_batch();
         if (!std::isfinite(loss)) {
@@ -237,6 +246,7 @@ class Replica {
         // G_L = V seed: the readout vector itself for one output, V chi for several.
         team.for_tiles(s.width, tile(), [&](std::int64_t first, std::int64_t count) {
             for (std::int64_t b = 0; b < s.batch; ++b) {
+                if (stopped_in_tile(team)) return;
                 T* row = last + b * s.width + first;
                 for (std::int64_t c = 0; c < p_.outputs; ++c) {
                     const T seed =
@@ -270,6 +280,7 @@ class Replica {
             }
             if (!p_.train_readout) return;
             for (std::int64_t b = 0; b < s.batch; ++b) {
+                if (stopped_in_tile(team)) return;
                 for (std::int64_t c = 0; c < p_.outputs; ++c) {
                     const double step =
                         p_.learning_rate * mean_over_batch() * w_.chi[b * p_.outputs + c];
@@ -416,7 +427,7 @@ void train_replicas(const Problem<T>& problem, Monitor& monitor, StateStream* re
             Replica<T, Hidden> replica(problem, workspace[0], monitor);
             run_team(team_size<T, Hidden>(problem), [&](Team team) { replica.train(r, team); });
         }
-        if (keep && !monitor.stopped()) {
+        if (problem.keep_state && !monitor.stopped()) {
             auto state = std::make_unique<KeptState<T, Hidden>>();
             state->problem = problem;
             state->workspace = workspace[0];

@@ -5,10 +5,15 @@
 
 #include "cpu/blas.hpp"
 #include "nfd_fast/small_matrix.hpp"
+#include "training/monitor.hpp"
 
 namespace nfd_fast {
 
-struct SerialCrew {
+class SerialCrew {
+  public:
+    // `polls`: whether its thread is the one that may ask the monitor's owner.
+    SerialCrew(Monitor& monitor, bool polls) : monitor_(monitor), polls_(polls) {}
+
     template <class F>
     void each(std::int64_t count, F f) const {
         for (std::int64_t i = 0; i < count; ++i) f(i);
@@ -30,10 +35,15 @@ struct SerialCrew {
         f();
     }
     void sync() const {}
+    bool stopped() const {
+        if (polls_) monitor_.poll();
+        return monitor_.stopped();
+    }
 
     void multiply(Transpose transpose, std::int64_t rows, std::int64_t columns, std::int64_t inner,
                   double factor, Small a, Small b, bool add, Small c) const {
         if (rows * columns * inner >= kBlasFrom) {
+            if (stopped()) return;
             blas::multiply(transpose, Transpose::no, rows, columns, inner, factor, a.data, a.stride,
                            b.data, b.stride, add ? 1.0 : 0.0, c.data, c.stride);
         } else if (transpose == Transpose::yes) {
@@ -45,6 +55,7 @@ struct SerialCrew {
     void solve(Transpose transpose, std::int64_t size, std::int64_t columns, Small r,
                Small b) const {
         if (size * size * columns >= kBlasFrom) {
+            if (stopped()) return;
             blas::solve_upper(transpose, size, columns, r.data, r.stride, b.data, b.stride);
         } else if (transpose == Transpose::yes) {
             solve_transposed(size, columns, r, b);
@@ -56,6 +67,9 @@ struct SerialCrew {
   private:
     // From how many multiplications on BLAS, with its blocks, beats a plain loop without its calls.
     static constexpr std::int64_t kBlasFrom = std::int64_t{1} << 18;
+
+    Monitor& monitor_;
+    const bool polls_;
 };
 
 }  // namespace nfd_fast

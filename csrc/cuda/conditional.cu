@@ -56,15 +56,16 @@ struct ConditionalHidden {
         pass.chunks = (pass.tiles + most - 1) / most;
         pass.fine = p.fine;
         const std::int64_t capacity = pass.memory.capacity;
-        pass.slot_size =
-            std::max(Products::count(capacity, capacity, batch), (capacity + batch) * batch);
-        pass.measure_size = (capacity + batch) * batch;
+        const double of_basis = static_cast<double>(capacity), rows = static_cast<double>(batch);
+        const double measure = (of_basis + rows) * rows;
+        pass.slot_size = as_size(std::max(Products::count(of_basis, of_basis, rows), measure));
+        pass.measure_size = as_size(measure);
         const std::int64_t columns = held(batch);
         const std::int64_t padded = (batch + columns - 1) / columns * columns;
         Arena arena(nullptr);
         Step<T> step{};
-        pass.applied = static_cast<std::int64_t>(step.lay_out(arena, capacity, batch, padded));
-        pass.step_bytes = static_cast<std::int64_t>(arena.used());
+        pass.applied = as_size(step.lay_out(arena, capacity, batch, padded));
+        pass.step_bytes = as_size(arena.used());
         return pass;
     }
 

@@ -60,6 +60,8 @@ class Crew {
         sync();
     }
     __device__ static void sync() { __syncthreads(); }
+    // A pass asks the host now and then, between layers.
+    __device__ static constexpr bool stopped() { return false; }
 
     __device__ NFD_FAST_OUTLINE void multiply(Transpose transpose, std::int64_t rows,
                                               std::int64_t columns, std::int64_t inner,

@@ -3,10 +3,16 @@
 
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 
 #include "nfd_fast/config.hpp"
 
 namespace nfd_fast {
+
+// A count as an integer. One that no memory holds is only estimated, and need not be right.
+NFD_FAST_HD inline std::int64_t as_size(double count) {
+    return static_cast<std::int64_t>(count < 0x1p62 ? count : 0x1p62);
+}
 
 // Cuts one allocation into arrays. With a null base it only counts, so that what is allocated and
 // what is estimated can't differ.

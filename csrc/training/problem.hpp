@@ -73,9 +73,11 @@ struct Problem {
     std::int64_t replicas;
 
     // Weights to start from instead of the seed's: dense engine, one replica. They are changed only
-    // if `overwrite`; otherwise those that move are copied first.
+    // if `overwrite`; otherwise those that move are copied first, and all of them if the run leaves
+    // a state, which is to be saved when they may have become others.
     WeightArrays<T> given;
     bool overwrite;
+    bool keep_state;
 
     int threads;
     bool replicas_in_parallel;  // one replica per thread at a time; else all threads on each
@@ -98,7 +100,7 @@ struct Problem {
 // estimated.
 //
 // `restore` has what a run of one replica left behind; it is read before any work and may throw.
-// `keep` asks for the memory of such a run.
+// `keep` receives the memory of such a run, where the problem asks for it.
 template <class T>
 void train_dense(const Problem<T>& problem, Monitor& monitor, StateStream* restore,
                  std::unique_ptr<State>* keep);

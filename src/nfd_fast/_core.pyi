@@ -147,6 +147,7 @@ def euler_maruyama(
     tolerance: float,
     threads: int,
 ) -> int | None: ...
+def euler_maruyama_bytes(width: int, batch: int, single: bool, threads: int) -> float: ...
 
 class _TrainingTask:
     def __init__(
@@ -180,6 +181,7 @@ class _TrainingTask:
         tolerance: float,
         last_batch: NDArray[np.int64],
         first_update: int,
+        keep_state: bool,
     ) -> None: ...
     def bytes(self, engine: Engine, threads: int, replicas_in_parallel: bool) -> float: ...
     def run(
@@ -189,7 +191,6 @@ class _TrainingTask:
         replicas_in_parallel: bool,
         records: Mapping[str, NDArray[np.float64]],
         progress: _Progress,
-        keep_state: bool,
         state: dict[str, NDArray[Any]] | None,
     ) -> NDArray[np.int64]: ...
     def state(self) -> dict[str, NDArray[Any]]: ...

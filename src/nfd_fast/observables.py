@@ -33,6 +33,15 @@ EIGENVALUE_WORK = 10**7
 """Multiplications, give or take a factor, that one call of the eigenvalue solver may take."""
 ALWAYS = ("outputs", "losses")
 
+OF_ADJOINTS = (
+    "adjoints",
+    "adjoint_kernels",
+    "adjoint_ranks",
+    "backward_coupling_per_layer",
+    "backward_coupling_accumulated",
+)
+"""The arrays that a backward pass fills; the others are of a forward pass."""
+
 # The arrays that an engine fills for each observable that isn't one of them itself.
 _SOURCES = {
     "min_eigenvalues": ("activation_kernels", "adjoint_kernels"),

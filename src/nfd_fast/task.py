@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfd_fast import _core, devices, memory
+from nfd_fast import _core, devices, memory, observables
 from nfd_fast.model import TRAINABLE
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 WIDE = 512
 """Width from which the threads share one replica well enough to prefer that to idle threads."""
+
+QUANTITIES = ("none", "features", "adjoints", "outputs")
+"""What may stop being finite, by the number that the engines give it."""
 
 Task = _core.TrainingTask32 | _core.TrainingTask64
 
@@ -56,6 +59,7 @@ def compiled(
         tolerance=tolerance,
         last_batch=np.ascontiguousarray(problem.last_batch),
         first_update=0 if problem.start is None else problem.start.updates,
+        keep_state=problem.keep_state,
     )
 
 
@@ -84,24 +88,29 @@ def run(
     records : dict of str to (R, ...) array
         What the problem asks to be recorded; NaN in rows that were not reached.
     divergences : (R, 3) array of int64
-        Update, layer and quantity (0 none, 1 features, 2 adjoints, 3 outputs) of each replica.
+        Update, layer and index of the quantity of each replica.
 
     Raises
     ------
     MemoryError
         Before any work, if the estimate exceeds what is available.
     """
-    if problem.device != "cpu":
-        return _run_on_device(problem, task, engine, way_out)
+    on = _run_on_processor if problem.device == "cpu" else _run_on_device
+    records, divergences = on(problem, task, engine, way_out)
+    _forget_failed_passes(records, divergences)
+    return records, divergences
+
+
+def _run_on_processor(
+    problem: Problem, task: Task, engine: _core.Engine, way_out: str
+) -> tuple[dict[str, Array], NDArray[np.int64]]:
     threads = problem.threads
     parallel = _replicas_in_parallel(task, engine, len(problem.seeds), problem.net.width, threads)
     memory.require(bytes_needed(problem, task, engine), way_out)
     records = _empty_records(problem)
     state = None if problem.start is None else problem.start.arrays
     try:
-        divergences = task.run(
-            engine, threads, parallel, records, problem.progress, problem.keep_state, state
-        )
+        divergences = task.run(engine, threads, parallel, records, problem.progress, state)
     except ValueError as error:
         if problem.start is None:
             raise
@@ -118,6 +127,19 @@ def _run_on_device(
     records = _empty_records(problem)
     divergences = devices.require().run(task, engine, records, problem.progress)
     return records, divergences
+
+
+def _forget_failed_passes(records: dict[str, Array], divergences: NDArray[np.int64]) -> None:
+    """Leave no number of a pass that stopped being finite: some of its layers may be recorded."""
+    update, _, quantity = divergences.T
+    failed, backward = quantity != 0, quantity == QUANTITIES.index("adjoints")
+    if not failed.any():
+        return
+    for name, array in records.items():
+        if name == "feature_movement":  # of the last pass, by runs that reached its end
+            continue
+        these = failed if name in observables.OF_ADJOINTS else failed & ~backward
+        array[these[:, None] & (np.arange(array.shape[1]) >= update[:, None])] = np.nan
 
 
 def _empty_records(problem: Problem) -> dict[str, Array]:

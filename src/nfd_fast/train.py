@@ -24,9 +24,8 @@ from nfd_fast.problem import (
     require_finite_hidden,
 )
 from nfd_fast.results import Run
+from nfd_fast.task import QUANTITIES
 from nfd_fast.threads import thread_count
-
-_QUANTITIES = ("none", "features", "adjoints", "outputs")
 
 
 def train(
@@ -111,7 +110,8 @@ def train(
         with the number of replicas times passes done, from the calling thread.
     keep_state : bool
         Keep the memory of the trained network with the result, for :meth:`Run.save`; a single run.
-        Saving takes that memory once more while it writes. On ``"cpu"`` only.
+        Given ``weights`` are copied, also those that don't move, so it goes without
+        ``overwrite_weights``. Saving takes that memory once more while it writes; ``"cpu"`` only.
 
     Returns
     -------
@@ -174,6 +174,11 @@ def train(
         weights = given_weights(net, weights, backward, name, overwrite)
         inputs = inputs if not overwrite else inputs.copy()  # they may be the weights
         targets = targets if targets is None or not overwrite else targets.copy()
+        if overwrite and keep_state:
+            raise ValueError(
+                "keep_state keeps weights of its own and overwrite_weights=True trains yours; "
+                "choose one"
+            )
     elif overwrite:
         raise ValueError("overwrite_weights needs weights to overwrite, got weights=None")
     index = batch_indices(batches, len(inputs))
@@ -347,10 +352,10 @@ def _run(engine: str, problem: Problem, ensemble: bool) -> Run:
     if failed.size:
         update, layer, quantity = (int(v) for v in divergences[failed[0]])
         # Where weights were overwritten, adjoints that overflow may have moved some of them.
-        moved = problem.overwrite_weights and _QUANTITIES[quantity] == "adjoints"
+        moved = problem.overwrite_weights and QUANTITIES[quantity] == "adjoints"
         if update == 0 and not moved:
             require_finite_hidden(problem.weights)
         if problem.start is not None:
             update += problem.start.updates
-        raise DivergenceError(update, layer, _QUANTITIES[quantity], problem.seeds[failed[0]], run)
+        raise DivergenceError(update, layer, QUANTITIES[quantity], problem.seeds[failed[0]], run)
     return run

@@ -23,6 +23,14 @@ CASES = {
     "conditional": "nfd.train(nfd.ResNet(10_000, 8, 40), nfd.SGD(1e-3), "
     "np.random.default_rng(0).normal(size=(600, 40)), np.zeros(600), "
     "batches=[list(range(600))] * 3, engine='conditional')",
+    "wide block": "nfd.kernels.euler_maruyama(np.random.default_rng(0).normal(size=(2000, 4000)), "
+    "depth=50, seed=0, branch_factor=1e-2, all_layers=False, threads=1)",
+    "many columns": "nfd.train(nfd.ResNet(5000, 2, 1500), nfd.SGD(1e-3), "
+    "np.random.default_rng(0).normal(size=(1500, 1500)), np.zeros(1500), "
+    "batches=[list(range(1500))] * 3, engine='conditional', dtype='float64')",
+    "many outputs": "nfd.train(nfd.ResNet(1000, 1, 3, outputs=10_000), "
+    "nfd.SGD(1e-3, loss='cross_entropy'), np.ones((1000, 3)), np.arange(1000), "
+    "batches=[list(range(1000))] * 3, threads=1)",
     "drawing": "nfd.initial_weights(nfd.ResNet(1000, 4, 3), 0, noise_depth=4_000_000)",
     "kernels": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:2], depth=10_000_000)",
     "kernels of one sample": "nfd.initial_kernels(nfd.ResNet(1, 1, 3), x[:1], depth=10_000_000)",
@@ -65,3 +73,33 @@ print("finished")
     assert err.strip().endswith("KeyboardInterrupt")
     # A second is the promise; the rest is for the interpreter to shut down on a busy machine.
     assert waited < 3, f"{waited:.1f} s"
+
+
+AT_WORK = {
+    "training": "nfd.train(nfd.ResNet(64, 4, 3), nfd.SGD(0.1), np.eye(3), np.zeros(3), "
+    "batches=[[0, 1, 2]] * 1_000_000, threads={threads})",
+    "kernels": "nfd.kernels.normal(0, 'hidden', 1_000_000, threads={threads})",
+    "activations": "nfd.kernels.activation('tanh', np.ones(1_000_000))",
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("work", AT_WORK)
+def test_python_ends_while_a_daemon_thread_is_at_work(work: str, threads: int) -> None:
+    """Quietly, as it does where NumPy is at work there."""
+    code = f"""
+import threading, time
+import numpy as np, nfd_fast as nfd
+started = threading.Event()
+def run():
+    while True:
+        started.set()
+        {AT_WORK[work].format(threads=threads)}
+threading.Thread(target=run, daemon=True).start()
+started.wait()
+time.sleep(0.3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

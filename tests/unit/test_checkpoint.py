@@ -265,6 +265,29 @@ def test_only_a_kept_single_run_can_be_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+@pytest.mark.parametrize("part", ["input", "hidden", "readout"])
+def test_given_weights_may_change_before_a_run_is_saved(
+    tmp_path: Path, part: str, backward: str
+) -> None:
+    """Also those that don't move, whose arrays training only reads."""
+    net, sgd = nfd.ResNet(9, 2, inputs=5, outputs=2), nfd.SGD(0.4, train=[part])
+    weights = nfd.initial_weights(net, 3, backward)
+    options: dict[str, Any] = {"weights": weights, "backward": backward}
+    whole = nfd.train(net, sgd, X, Y, batches=BATCHES, **options)
+    run = nfd.train(net, sgd, X, Y, batches=BATCHES[:2], keep_state=True, **options)
+    for array in (weights.input, weights.hidden, weights.readout, weights.backward_hidden):
+        if array is not None:
+            array[:] = 0
+    run.save(tmp_path / "run")
+    rest = nfd.resume(tmp_path / "run", X, Y, batches=BATCHES[2:])
+    assert np.array_equal(rest.losses, whole.losses[2:])
+    with pytest.raises(ValueError, match="keep_state keeps weights of its own"):
+        nfd.train(
+            net, sgd, X, Y, batches=BATCHES, keep_state=True, overwrite_weights=True, **options
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -318,8 +341,10 @@ def test_layers_that_were_never_asked_can_be_continued(
 ) -> None:
     """Inputs of zero leave every feature zero, and no direction to remember."""
     net, sgd, x, y = nfd.ResNet(64, 2, inputs=3), nfd.SGD(0.1), np.zeros((2, 3)), [1.0, 2.0]
-    options: dict[str, Any] = {"engine": engine, "backward": backward}
+    coupled = engine == "conditional" and backward == "reused"
+    record = ["coupling_per_layer"] if coupled else ["feature_movement"]
+    options: dict[str, Any] = {"engine": engine, "backward": backward, "record": record}
     whole = nfd.train(net, sgd, x, y, batches=[[0], [1]], **options)
     nfd.train(net, sgd, x, y, batches=[[0]], keep_state=True, **options).save(tmp_path / "zero")
-    rest = nfd.resume(tmp_path / "zero", x, y, batches=[[1]])
+    rest = nfd.resume(tmp_path / "zero", x, y, batches=[[1]], record=record)
     assert np.array_equal(rest.losses, whole.losses[1:])

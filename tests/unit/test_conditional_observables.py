@@ -182,3 +182,29 @@ def test_rounding_is_no_new_direction(
         # Numbers of independent columns beyond doubt, generously either way.
         most = (values > 0.01 * conditional.TOLERANCE[dtype]).sum(-1)
         assert (ranks[:, -1] <= most).all()
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize(("rate", "quantity"), [(1e12, "features"), (1e10, "adjoints")])
+def test_nothing_is_left_of_a_pass_that_failed(
+    rate: float, quantity: str, seeds: tuple[int, ...]
+) -> None:
+    """Its layers before the bad one have been recorded by then; what was complete stays."""
+    net = nfd.ResNet(40, 4, 3, activation="identity")
+    with pytest.raises(nfd.DivergenceError) as caught:
+        train(net, rate, seed=seeds, batches=((0, 1), (2, 3), (1, 2), (0, 3)))
+    error = caught.value
+    assert (error.update, error.quantity) == (1, quantity)
+    assert error.run is not None
+    assert error.run.observables.keys() == set(observables.OBSERVABLES)
+    forward, backward = (2, 1) if quantity == "adjoints" else (1, 1)  # complete passes
+    for name, found in error.run.observables.items():
+        for i, array in enumerate(found if isinstance(found, tuple) else (found,)):
+            assert isinstance(array, np.ndarray)
+            if name == "feature_movement":
+                assert np.isnan(array).all()
+                continue
+            mirrored = name.startswith(("adjoint", "backward")) or i == 1
+            complete = backward if mirrored else forward
+            assert np.isfinite(array[0, :complete]).all(), name
+            assert np.isnan(array[0, complete:]).all(), name

@@ -342,6 +342,8 @@ def test_sizes_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for draw in (kernels.normal, kernels.words):
         with pytest.raises(MemoryError, match="take smaller sizes, or give out"):
             draw(0, "hidden", 2**32, columns=range(10_000))
+    with pytest.raises(MemoryError, match="take fewer samples, or smaller sizes, or give out"):
+        kernels.euler_maruyama(np.ones((10_000, 1)), depth=1, branch_factor=1.0, seed=0)
     with pytest.raises(MemoryError, match="take fewer columns"):
         kernels.normal(0, "hidden", 0, columns=range(2**32))
 

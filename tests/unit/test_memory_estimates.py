@@ -31,7 +31,7 @@ def test_the_memory_estimate_is_what_is_taken() -> None:
         hidden=None, readout=None, backward_hidden=None, overwrite=False, record_every=1,
         keep_adjoints=False,
         keep_first_features=False, keep_coupling=False, tolerance=0.0,
-        last_batch=np.zeros(batch, np.int64), first_update=0,
+        last_batch=np.zeros(batch, np.int64), first_update=0, keep_state=False,
     )  # fmt: skip
     one = task.bytes(_core.Engine.dense, 1, False)
     weights = width * inputs + depth * width**2 + width
@@ -195,6 +195,21 @@ TIMED = [
     (4096, 3, 128, 5.4e-1, 2.4e-1),
     (4096, 63, 4, 6.5e-1, 1.3e-1),
 ]
+
+
+@pytest.mark.parametrize("engine", ["dense", "conditional"])
+def test_no_problem_is_too_large_to_be_estimated(engine: str) -> None:
+    """Numbers of bytes beyond 64 bits are numbers still, and grow with every size."""
+    sizes = (2, 2**10, 2**20, 2**30, 2**31 - 1)
+    found = np.array([
+        [nfd.estimate_memory(nfd.ResNet(width, 2**24, inputs=3), SGD, updates=1, batch=batch,
+                             engine=engine).bytes for batch in sizes]
+        for width in sizes
+    ])  # fmt: skip
+    assert (np.diff(found, axis=0) > 0).all()
+    assert (np.diff(found, axis=1) > 0).all()
+    assert found.min() > 0
+    assert found.max() > 2.0**80
 
 
 @pytest.mark.parametrize(("width", "updates", "batch", "dense", "conditional"), TIMED)

@@ -68,7 +68,9 @@ struct Products {
 
     NFD_FAST_HD Products(double* data, std::int64_t p, std::int64_t q, std::int64_t batch)
         : b(data), s(b + p * batch), z(s + q * batch), zz(z + q * batch) {}
-    NFD_FAST_HD static std::int64_t count(std::int64_t p, std::int64_t q, std::int64_t batch) {
+    // In doubles where a problem is only estimated.
+    template <class Number>
+    NFD_FAST_HD static Number count(Number p, Number q, Number batch) {
         return (p + 2 * q + batch) * batch;
     }
 };

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nfd_fast import _core, arguments, device_arrays, device_kernels, outputs
+from nfd_fast import _core, arguments, device_arrays, device_kernels, memory, outputs
 from nfd_fast.exceptions import DivergenceError
 from nfd_fast.kernels.layers import activation_index
 from nfd_fast.kernels.noise import address_of
@@ -178,6 +179,9 @@ def euler_maruyama(
     ValueError
         For shapes, dtypes or sizes that don't fit, and numbers in ``features_0`` that aren't
         finite.
+    MemoryError
+        If the estimate exceeds the available memory, before allocating. Besides the result it takes
+        some (B, n) and some (B, B) arrays.
     DivergenceError
         If a layer isn't finite; then what was filled means nothing.
 
@@ -197,6 +201,10 @@ def euler_maruyama(
     index, key = activation_index(activation), arguments.seed("seed", seed)
     everything = arguments.flag("all_layers", all_layers)
     shape = (layers + 1, batch, width) if everything else (batch, width)
+    members = thread_count(threads)
+    scratch = _core.euler_maruyama_bytes(width, batch, first.dtype == np.float32, members)
+    of_result = math.prod(shape) * first.dtype.itemsize if out is None else 0
+    memory.require(scratch + of_result, "take fewer samples, or smaller sizes, or give out")
     result = outputs.output("out", out, shape, first.dtype)
     stack = result if everything else result[None]
     outputs.keep_apart("out", result, "features_0", first, place=stack[0])
@@ -211,7 +219,7 @@ def euler_maruyama(
             key,
             fine,
             TOLERANCE[arguments.dtype_name(first.dtype)],
-            thread_count(threads),
+            members,
         )
         if bad is not None:
             raise DivergenceError(0, bad, "features", key)
