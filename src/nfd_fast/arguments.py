@@ -40,7 +40,12 @@ def describe(value: object) -> str:
     if exports(value):
         shape, dtype = tuple(getattr(value, "shape", ())), getattr(value, "dtype", "unknown")
         return f"{_kind(value)} of shape {shape} and dtype {dtype}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = (
+            f"an integer of {value.bit_length()} bits" if isinstance(value, int) else _kind(value)
+        )
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -116,7 +121,8 @@ def file_path(name: str, value: object) -> Path:
 
 def subset(name: str, values: object, options: Sequence[str]) -> tuple[str, ...]:
     """Return ``values`` as a tuple of distinct options in the order of ``options``."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    scalar = isinstance(values, np.ndarray) and values.ndim == 0
+    if scalar or isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(
             f"{name} must be a sequence of names such as {tuple(options[:2])!r}, "
             f"got {describe(values)}"

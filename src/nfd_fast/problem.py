@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,11 +66,18 @@ class Problem:
         given = [array for array in (self.x, self.targets, self.labels) if array is not None]
         # In portions, since a copy of what all batches hold might not fit.
         step = max(1, 2**22 // (rows.shape[1] * self.x.shape[1]))
-        return digest(
-            array[rows[first : first + step]].astype(np.float32, copy=False)
-            for first in range(0, len(rows), step)
-            for array in given
-        )
+
+        def portions() -> Iterator[NDArray[Any]]:
+            for first in range(0, len(rows), step):
+                for array in given:
+                    portion = array[rows[first : first + step]]
+                    with np.errstate(over="ignore"):
+                        single = portion.astype(np.float32, copy=False)
+                    yield single
+                    if not np.isfinite(single).all():  # alike there, and maybe not here
+                        yield portion
+
+        return digest(portions())
 
     @cached_property
     def record_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -148,7 +155,8 @@ def checked_seeds(seed: int | Iterable[int]) -> tuple[tuple[int, ...], bool]:
         pass
     else:
         return (arguments.seed("seed", single if not isinstance(seed, bool) else seed),), False
-    if isinstance(seed, (str, bytes)) or not isinstance(seed, Iterable):
+    scalar = isinstance(seed, np.ndarray) and seed.ndim == 0
+    if scalar or isinstance(seed, (str, bytes)) or not isinstance(seed, Iterable):
         raise ValueError(
             f"seed must be an integer or a sequence of them, got {arguments.describe(seed)}"
         )

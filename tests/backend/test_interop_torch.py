@@ -147,7 +147,7 @@ def test_second_derivatives_are_refused_and_never_zero() -> None:
 def test_tensors_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     first, hidden, read = tensors("float32", 2, 3, 4)
     seen: dict[str, list[int]] = {}
-    compiled = kernels._core
+    compiled = kernels.layers._core
 
     class Spy:
         def __getattr__(self, name: str) -> Any:
@@ -159,7 +159,7 @@ def test_tensors_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> Non
 
             return call if name.startswith(("residual", "sgd")) else function
 
-    monkeypatch.setattr(kernels, "_core", Spy())
+    monkeypatch.setattr(kernels.layers, "_core", Spy())
     features = residual_stack(first, hidden, branch_factor=0.5, all_layers=True)
     assert seen["residual_forward"] == [hidden.data_ptr(), features.data_ptr()]
     by_first, by_hidden = torch.autograd.grad(features, (first, hidden), read)

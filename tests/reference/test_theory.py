@@ -89,6 +89,17 @@ def test_moments_beyond_the_quadrature_are_no_numbers() -> None:
     assert np.isnan(found).all()
 
 
+@pytest.mark.parametrize("name", ["relu", "abs"])
+@pytest.mark.parametrize("size", [1e-160, 1e-100, 1e-80, 1e100, 1e160])
+def test_homogeneous_activations_have_no_scale(name: str, size: float) -> None:
+    """E[φ(u)φ(v)] grows with √(ab), E[φ'(u)φ'(v)] not at all."""
+    pairs = [(1.0, 1.0, 0.0), (1.0, 1.0, 0.3), (1.0, 4.0, -1.9), (1.0, 1.0, 1.0), (1.0, 1.0, -1.0)]
+    product, slope = moments(name, pairs).T
+    far_product, far_slope = moments(name, [(size * a, size * b, size * c) for a, b, c in pairs]).T
+    np.testing.assert_allclose(far_product / size, product, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(far_slope, slope, rtol=0, atol=1e-7)
+
+
 X = np.array([[1.0, 0.4, -0.3], [-0.5, 1.1, 0.8], [1.0, 0.4, -0.3], [0.0, 0.0, 0.0]])
 
 

@@ -90,6 +90,9 @@ def train(**changes: Any) -> nfd.Run:
         ({"overwrite_weights": "no"}, "overwrite_weights must be True or False, got 'no'"),
         ({"keep_state": 1}, "keep_state must be True or False, got 1"),
         ({"weights": 3}, "weights must be an nfd_fast.Weights, got 3"),
+        ({"record": np.array(3)}, "record must be a sequence of names"),
+        ({"seed": np.array("a")}, "seed must be an integer or a sequence of them"),
+        ({"threads": 10**5000}, "threads must be a positive integer of at most"),
     ],
 )
 def test_refusals_name_argument_expected_and_got(changes: dict[str, Any], message: str) -> None:
@@ -317,3 +320,12 @@ def test_record_every(engine: str) -> None:
     for wrong in (0, 4, 7, 1.5):
         with pytest.raises(ValueError, match=r"^record_every"):
             trained(wrong)
+
+
+def test_targets_beyond_single_precision_are_told_apart() -> None:
+    """And the checksum of what was seen warns of nothing."""
+    far, farther = (
+        train(y=[size, 0.0, 1.0, -1.0], sgd=nfd.SGD(0.0), dtype="float64").data
+        for size in (1e50, 1e51)
+    )
+    assert far != farther

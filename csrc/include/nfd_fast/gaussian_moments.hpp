@@ -30,6 +30,16 @@ NFD_FAST_HD constexpr bool has_closed_moments(Activation activation) {
 NFD_FAST_HD inline GaussianMoments closed_moments(Activation activation, double a, double b,
                                                   double c) {
     constexpr double pi = 3.14159265358979323846;
+    // Where products of variances leave the range of numbers: both are homogeneous.
+    const bool far_away = a > 0 && b > 0 && !(a * b > 1e-250 && a * b < 1e250);
+    if (far_away && (activation == Activation::relu || activation == Activation::abs)) {
+        const double scale = ::sqrt(a) * ::sqrt(b), cosine = c / scale;
+        const GaussianMoments unit = closed_moments(activation, 1, 1,
+                                                    cosine > 1    ? 1
+                                                    : cosine < -1 ? -1
+                                                                  : cosine);
+        return {scale * unit.product, unit.slope_product};
+    }
     const double gap = a * b - c * c;
     const double sine = ::sqrt(gap > 0 ? gap : 0.0);  // times sqrt(ab), like c
     const double theta = ::atan2(sine, c);
