@@ -162,6 +162,8 @@ void register_layers(py::module_& module) {
     module.def(
         "euler_maruyama_bytes",
         [](std::int64_t width, std::int64_t batch, bool single, int threads) {
+            if (width < 1 || batch < 1)
+                throw py::value_error("width and batch must be at least one");
             LayerStack stack{};
             stack.width = width;
             stack.batch = batch;

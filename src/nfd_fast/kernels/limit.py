@@ -202,9 +202,10 @@ def euler_maruyama(
     everything = arguments.flag("all_layers", all_layers)
     shape = (layers + 1, batch, width) if everything else (batch, width)
     members = thread_count(threads)
-    scratch = _core.euler_maruyama_bytes(width, batch, first.dtype == np.float32, members)
-    of_result = math.prod(shape) * first.dtype.itemsize if out is None else 0
-    memory.require(scratch + of_result, "take fewer samples, or smaller sizes, or give out")
+    if first.size:
+        scratch = _core.euler_maruyama_bytes(width, batch, first.dtype == np.float32, members)
+        of_result = math.prod(shape) * first.dtype.itemsize if out is None else 0
+        memory.require(scratch + of_result, "take fewer samples, or smaller sizes, or give out")
     result = outputs.output("out", out, shape, first.dtype)
     stack = result if everything else result[None]
     outputs.keep_apart("out", result, "features_0", first, place=stack[0])
