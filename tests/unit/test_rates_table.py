@@ -16,7 +16,8 @@ pytest.importorskip("scipy", reason="scipy is in the study extra")
 pytest.importorskip("sklearn", reason="scikit-learn is in the study extra")
 
 from nfd_fast.statistics import fit_rate
-from nfd_fast.study import rates_plots, rates_report
+from nfd_fast.study import export, rates, rates_plots, rates_report
+from nfd_fast.study.eigenvalues import EigenvaluesConfig, run_eigenvalues
 from nfd_fast.study.limits import LimitConfig
 from nfd_fast.study.rates import CLAIMS, Rates, RatesConfig, run_rates
 from nfd_fast.study.verdicts import HOLDS, judge
@@ -53,7 +54,7 @@ def test_constants_belong_to_exponents() -> None:
 def test_text() -> None:
     text = rates_report.text(table(BENT, STRAIGHT, ZERO, EXACT, replicas=10))
     assert (
-        "10 replicas on shared noise, 40 of couplings and eigenvalues, 512 of networks before"
+        "10 replicas on shared noise, 40 of couplings and eigenvalues, 4096 of networks before"
         in (" ".join(text.split()))
     )
     assert "-0.00" not in text
@@ -148,7 +149,9 @@ def test_targets_that_are_met(backward: str) -> None:
 
 
 def test_a_limit_has_no_targets_of_its_own() -> None:
-    with pytest.raises(ValueError, match="targets must be other than 'met' for a limit"):
+    with pytest.raises(
+        ValueError, match="targets must be one of 'classes', 'parity', 'zero', got 'met'"
+    ):
         LimitConfig(targets="met")
 
 
@@ -173,3 +176,40 @@ def test_figure_says_what_made_it() -> None:
     assert set(files) == {"rates.png", "rates.svg"}
     for content in files.values():
         assert b"nfd-fast rates --made up; seed: 0" in content
+
+
+def test_a_single_layer_has_no_first_half(tmp_path: Path) -> None:
+    """Its adjoints are dependent by construction: that is no verdict on a claim."""
+    given: dict[str, Any] = {"depths": (1, 2, 4, 8), "width": 960, "replicas": 3, "workers": 1}
+    given |= {"output": tmp_path}
+    found = run_rates(RatesConfig(**given), parts=("coupling",), progress=False)
+    row = found.row("adjoint_eigenvalues")
+    assert row.sizes.tolist() == [2, 4, 8]
+    assert row.verdict == HOLDS
+    assert found.row("feature_eigenvalues").sizes.tolist() == [1, 2, 4, 8]
+    with pytest.raises(ValueError, match="depth must be at least 2 where outputs are fewer"):
+        EigenvaluesConfig(depth=1)
+    assert EigenvaluesConfig(depth=1, targets="classes").cells()
+
+
+@pytest.mark.parametrize("seed", [3_000_000_000, 2**63 - 1, 2**64 - 2])
+def test_eigenvalues_of_any_seed_can_be_written(tmp_path: Path, seed: int) -> None:
+    config = EigenvaluesConfig(
+        widths=(8,), depth=2, updates=2, batch=2, replicas=2, seed=seed, output=tmp_path, workers=1
+    )
+    data = run_eigenvalues(config, progress=False).to_xarray()
+    files = export.files("figure3", data, command="made up", seed=seed)
+    assert f"# seed: {seed}\n" in files["figure3.csv"].decode()
+    assert "\n8,1," in files["figure3.csv"].decode()  # width, replica
+
+
+def test_kernels_that_do_not_move_are_zero_to_rounding() -> None:
+    """Of a horizon of 1e-6 nothing is left but rounding, which neither falls nor stays."""
+    for row in rates._initial_depth(RatesConfig(horizon=1e-6)):
+        assert row.note.startswith("zero to rounding"), row.claim.name
+
+
+def test_what_a_small_learning_rate_makes_is_no_zero() -> None:
+    assert rates._zero(RatesConfig()) == rates.ZERO
+    assert rates._zero(RatesConfig(learning_rate=0.0)) == 0
+    assert rates._zero(RatesConfig(learning_rate=1e-8)) < 1e-30

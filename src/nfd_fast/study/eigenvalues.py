@@ -100,6 +100,11 @@ class EigenvaluesConfig(Place, EigenvalueProblem):
         self._set("widths", tuple(widths))
         high = arguments.MAX_NOISE_DEPTH
         self._set("depth", arguments.integer("depth", self.depth, high=high))
+        if self.independent_layers(self.depth) < 1:
+            raise ValueError(
+                "depth must be at least 2 where outputs are fewer than samples, "
+                f"{self.outputs} < batch={self.batch}: adjoints of the last layer are dependent"
+            )
 
     def cells(self) -> list[EigenvalueCell]:
         """Return one cell per width."""
@@ -117,11 +122,11 @@ class Eigenvalues:
     seconds: float
 
     def to_xarray(self) -> xr.Dataset:
-        """Return them with labelled axes."""
+        """Return them with labelled axes: replica r has the seed of the first one plus r."""
         import xarray as xr
 
         config = self.config
-        axes = ("width", "seed", "update")
+        axes = ("width", "replica", "update")
         size = config.updates + 1
         variables = {}
         for name in PARTS:
@@ -132,7 +137,7 @@ class Eigenvalues:
             variables[f"smallest_eigenvalue_{name}"] = (axes, block)
         coordinates = {
             "width": list(config.widths),
-            "seed": list(config.seeds),
+            "replica": np.arange(config.replicas),
             "update": np.arange(size),
         }
         return xr.Dataset(variables, coordinates, {"description": config.describe()})

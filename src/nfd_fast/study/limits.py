@@ -11,7 +11,7 @@ from nfd_fast.limit import BACKWARD
 from nfd_fast.multilevel import LimitEstimate
 from nfd_fast.progress import Callback
 from nfd_fast.study.choices import choice
-from nfd_fast.study.measurements import RateProblem
+from nfd_fast.study.measurements import TARGETS, RateProblem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,13 @@ class LimitConfig(RateProblem):
     """
 
     updates: int = choice(4, "SGD updates, K", int)
+    targets: str = choice(
+        "parity",
+        "what is learned: the classes; one output that tells even (1) from odd (-1) classes; or "
+        "that is to be zero, which it is already",
+        str,
+        options=tuple(name for name in TARGETS if name != "met"),  # there are no networks to meet
+    )
     replicas: int = choice(16, "systems per depth from which their spread is first estimated", int)
     coupling: str = choice(
         "none",
@@ -41,11 +48,6 @@ class LimitConfig(RateProblem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targets == "met":
-            raise ValueError(
-                "targets must be other than 'met' for a limit, whose outputs are zero before any "
-                "training: take 'zero'"
-            )
         high = arguments.MAX_INDEX
         self._set("particles", arguments.integer("particles", self.particles, high=high))
         self._set("error", arguments.real("error", self.error, positive=True))

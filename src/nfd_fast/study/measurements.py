@@ -93,9 +93,9 @@ class RateProblem(Problem):
         """Return how many of the layers can have adjoints that are well independent.
 
         Where those of the last layer are dependent by construction, those next to it are nearly so:
-        then only the first half counts.
+        then only the first half counts, which is none of a single layer.
         """
-        return max(depth // 2, 1) if self.dependent_adjoints else depth
+        return depth // 2 if self.dependent_adjoints else depth
 
     def net(self, width: int, depth: int) -> ResNet:
         """Return a network for it."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfd_fast import arguments, theory
-from nfd_fast.statistics import Interval, worst_layers
+from nfd_fast.statistics import Interval
 from nfd_fast.study.atomic import prepare_folder
 from nfd_fast.study.cells import run_cells, saying_what_is_stored
 from nfd_fast.study.choices import Place, choice
@@ -27,7 +27,7 @@ from nfd_fast.study.measurements import (
     enough_neurons,
 )
 from nfd_fast.study.progress import Meter, choose_meter
-from nfd_fast.study.verdicts import LEAST_REPLICAS, Claim, Row, judge, with_part
+from nfd_fast.study.verdicts import LEAST_REPLICAS, Claim, Row, judge, with_part, worst_place
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +46,7 @@ SOURCES = {
     OURS: "the limit that keeps the coupling of both passes, as of arXiv:2310.02244",
 }
 """Who makes a claim."""
-KERNEL_REPLICAS = 512
+KERNEL_REPLICAS = 4096
 """Networks per width at initialisation; they are small."""
 COUPLING_FACTOR = 4
 """How many times more replicas there are of couplings: they are cheap, and vary much."""
@@ -59,7 +59,9 @@ ROUNDING = 1e-13
 """Share of a feature's mean square (about 1) that float32 can't tell from zero, eps² and more."""
 ZERO = 1e-17
 """The same of what only reused weights make, where they make nothing: rounding of the small algebra
-in float64. Between the two, nobody knows."""
+in float64. Between the two, nobody knows. What training makes is of order η²: see `_zero`."""
+KNOWN = 1e-12
+"""The relative error of kernels of infinite width."""
 EIGENVALUE_ROUNDING = 1e-6
 """The same of a Gram matrix's smallest eigenvalue: eps times a few."""
 
@@ -375,8 +377,18 @@ def _initial_depth(config: RatesConfig) -> list[Row]:
     for what, found in errors.items():
         # Equal replicas: there is no chance in them, and their interval is a point.
         replicas = np.tile(found, (LEAST_REPLICAS, 1))
-        rows.append(judge(CLAIMS[f"initial_{what}_depth"], sizes, replicas))
+        rounding = (KNOWN * float(np.abs(getattr(limit, what)).max())) ** 2
+        claim = CLAIMS[f"initial_{what}_depth"]
+        rows.append(judge(claim, sizes, replicas, resolution=rounding))
     return rows
+
+
+def _zero(config: RatesConfig) -> float:
+    """Return what rounding leaves where training makes nothing, small next to what it could make.
+
+    At a small learning rate, what it makes is as small as the rounding at others.
+    """
+    return ZERO * min(1.0, (10 * config.learning_rate) ** 2)
 
 
 def without_floor(narrow: Array, wide: Array) -> Array:
@@ -398,8 +410,8 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
         columns = []
         for depth in config.depths:
             name = f"{pair}_{what}_{depth}"
-            worst, _ = worst_layers(without_floor(narrow[name], wide[name])[:, None])
-            columns.append(worst[:, 0])
+            layers = without_floor(narrow[name], wide[name])
+            columns.append(layers[:, worst_place(layers, resolution=ROUNDING, zero=zero)])
         errors, flagged = np.stack(columns, axis=1), config.flagged()
         return judge(claim, sizes, errors, flagged=flagged, resolution=ROUNDING, zero=zero)
 
@@ -410,7 +422,7 @@ def _on_shared_noise(config: RatesConfig, measured: Measured) -> list[Row]:
             row = judged(claim, pair, what)
             if pair == "network":
                 # The discretisation error of both would hide a small constant between them.
-                row = with_part(row, judged(claim, APART, what, ZERO), TWIN)
+                row = with_part(row, judged(claim, APART, what, _zero(config)), TWIN)
             rows.append(row)
     return rows
 
@@ -444,7 +456,7 @@ def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
                     errors,
                     flagged=config.flagged(),
                     resolution=ROUNDING,
-                    zero=ZERO,
+                    zero=_zero(config),
                 )
             )
     return rows
@@ -452,20 +464,24 @@ def _couplings(config: RatesConfig, measured: Measured) -> list[Row]:
 
 def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
     """Judge the smallest eigenvalues over all layers and passes, of the wider networks."""
-    sizes = np.array(config.depths, dtype=float)
     rows = []
     for what in ("feature", "adjoint"):
         columns = []
-        for depth in config.depths:
+        # Where the last layer doesn't count, a network of one layer has none that does.
+        halved = what == "adjoint" and config.dependent_adjoints
+        kept = [not halved or depth > 1 for depth in config.depths]
+        depths = [depth for depth, keep in zip(config.depths, kept, strict=True) if keep]
+        for depth in depths:
             cell = config.coupling_cell(2 * config.neurons, depth)
             values = measured[cell][f"{what}_eigenvalues"]
             if what == "adjoint":
                 values = values[:, :, : config.independent_layers(depth)]
             columns.append(values.min(axis=(1, 2)))
         claim = CLAIMS[f"{what}_eigenvalues"]
-        errors, flagged = np.stack(columns, axis=1), config.flagged()
+        sizes, errors = np.array(depths, dtype=float), np.stack(columns, axis=1)
+        flagged = config.flagged()[kept]
         row = judge(claim, sizes, errors, flagged=flagged, resolution=EIGENVALUE_ROUNDING)
-        if what == "adjoint" and config.dependent_adjoints:
+        if halved:
             row = _of_first_half(row, config)
         rows.append(row)
     return rows

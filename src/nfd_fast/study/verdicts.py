@@ -5,7 +5,8 @@ with the measured exponent's confidence interval, leaving a quarter for what fin
 take from an exponent; the alternatives that theory knows are half a power apart or more. What was
 not seen, to fall or to stay, is undecided: only zeros to rounding need no fit. A quantity that
 falls to a constant looks like one that falls to zero while the constant is small: a claim of decay
-holds only if a constant of some size is excluded.
+holds, and one that something stays fails, only if a constant of some size is excluded next to any
+power that might be its fall.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nfd_fast.statistics import (
     mean_interval,
     mean_intervals,
 )
+from nfd_fast.statistics.intervals import student_quantile
 
 Array = NDArray[np.float64]
 
@@ -39,6 +41,12 @@ SEEN = 0.999
 """Confidence with which a mean must differ from zero, or a bend from none, to be seen."""
 LEAST_SIZES = 3
 """Sizes that a fit needs."""
+STEEPEST = 2.0
+"""How far below the claimed exponent that of a fall to a constant may be."""
+STEP = 0.01
+"""Between the exponents that are tried for such a fall."""
+ROUNDED = 1e-9
+"""Relative error of means in which there is no chance."""
 LEAST_REPLICAS = ENOUGH
 """Replicas that a verdict needs; with fewer, intervals cover less than they say."""
 
@@ -149,20 +157,18 @@ def judge(
         For a claim of decay: it holds if the whole interval of the exponent lies below the claimed
         one plus :data:`MARGIN`, and a constant below the fall of more than :data:`HIDDEN` of the
         last mean is excluded; it does not hold if the whole interval lies above. Where the
-        quantity is zero to rounding, it holds; where it is not seen, that is undecided, and the
-        note says what could have been seen. Where something is seen at fewer sizes than a fit
-        needs, the smallest among them, it holds if what there can be at the larger ones is little
-        enough. For a claim that
+        quantity is zero to rounding, it holds; where it is not seen, or at fewer sizes than a fit
+        needs, that is undecided, and the note says what could have been seen. For a claim that
         something stays away from zero (exponent 0), it holds if all means are seen and the interval
-        lies above minus :data:`MARGIN`; it does not if some are zero to rounding or the interval
-        lies below. Fewer than :data:`LEAST_REPLICAS` replicas decide nothing.
+        lies above minus :data:`MARGIN`; it does not if some are zero to rounding, or if the
+        interval lies below and a constant is excluded as above. Fewer than :data:`LEAST_REPLICAS`
+        replicas decide nothing.
     """
     flagged = np.zeros(len(sizes), dtype=bool) if flagged is None else flagged
     enough = len(errors) >= LEAST_REPLICAS
-    means, doubted = mean_intervals(errors, skewed=enough), mean_intervals(errors, SEEN)
+    means, doubted = _means(errors), mean_intervals(errors, SEEN)
     seen = (doubted.low > 0) & (means.estimate > resolution)
-    zero = resolution if zero is None else zero
-    zeros = (np.abs(means.low) <= zero) & (np.abs(means.high) <= zero)
+    zeros = _zeros(means, resolution if zero is None else zero)
     notes = []
     if flagged.any():
         notes.append(f"{claim.size} {_listed(sizes[flagged])} flagged: n < 30 q L")
@@ -202,11 +208,8 @@ def judge(
         if stays:
             return row(UNDECIDED, "too close to zero to be told from it")
     if used.sum() < LEAST_SIZES:
-        first = int(np.flatnonzero(kept)[0])
-        line = means.low[first] * (sizes / sizes[first]) ** (claim.exponent + MARGIN)
-        later = kept & (np.arange(len(sizes)) > first)
-        below = bool(seen[first] and (means.high[later] <= line[later]).all())
-        return row(HOLDS if below else UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes")
+        most = float(means.high[kept & ~seen].max())
+        return row(UNDECIDED, f"seen at fewer than {LEAST_SIZES} sizes: at most {most:.1e} there")
     try:
         rate = fit_rate(sizes[used], errors[:, used], signed=True)
         sharp = fit_rate(sizes[used], errors[:, used], SEEN, signed=True)
@@ -229,30 +232,120 @@ def judge(
         # A bend that noise hides may still lead to the claimed exponent: (1 − 1/L)² / L.
         above = low > most and rate.tail > most
         verdict = HOLDS if high <= most else FAILS if above else UNDECIDED
-        if verdict == HOLDS:
-            # Next to a steeper fall than is claimed a constant shows less.
-            bent = not rate.asymptotic
-            power = claim.exponent if bent else min(claim.exponent, rate.slope)
-            left = _constant(sizes[used], errors[:, used], power, bent=bent)
-            if left.high > HIDDEN * means.estimate[used][-1]:
-                verdict = UNDECIDED
-                note = f"a constant of {left.estimate:.1e}, up to {left.high:.1e}, is not excluded"
+    if verdict == (FAILS if stays else HOLDS):  # it falls: but to what?
+        left = _constant(sizes[used], errors[:, used], -MARGIN if stays else claim.exponent)
+        if left.high > HIDDEN * means.estimate[used][-1]:
+            verdict = UNDECIDED
+            note = f"a constant of {left.estimate:.1e}, up to {left.high:.1e}, is not excluded"
     return row(verdict, note, used, rate, bends, exponent)
 
 
-def _constant(sizes: Array, errors: Array, exponent: float, *, bent: bool) -> Interval:
-    """Return what is left at infinite size of a · size^exponent + constant.
+def worst_place(errors: Array, *, resolution: float, zero: float) -> int:
+    """Return where a quantity is largest, so that a verdict on it there is one on all places.
 
-    Least squares of relative errors. If the points bend, a correction of relative order 1 / size
-    is fitted too: it can make a bend without a constant. Linear in the errors, so that each replica
-    has a constant of its own, and their spread an interval.
+    Parameters
+    ----------
+    errors : (R, P)
+        The quantity in each replica at P places.
+    resolution, zero : float
+        As in :func:`judge`.
+
+    Returns
+    -------
+    int
+        Where its mean is largest, if it is seen there; else where its upper limit is: that is then
+        the limit at all places. A place that is zero to rounding, as by construction, says nothing
+        of the others: it is taken if all are.
     """
-    powers = [sizes**exponent, np.ones_like(sizes)]
-    if bent:
-        powers.append(sizes ** (exponent - 1))
-    means = errors.mean(axis=0)
-    weights = np.linalg.pinv(np.stack(powers, axis=1) / means[:, None])[1] / means
-    return mean_interval(errors @ weights)
+    means = _means(errors)
+    zeros = _zeros(means, zero)
+    among = zeros if zeros.all() else ~zeros
+    place = int(np.where(among, means.estimate, -np.inf).argmax())
+    doubted = mean_interval(errors[:, place], SEEN)
+    if doubted.low > 0 and doubted.estimate > resolution:
+        return place
+    return int(np.where(among, means.high, -np.inf).argmax())
+
+
+def _means(errors: Array) -> Intervals:
+    """Return means (S,) over replicas with 95% intervals, those of squares for their skewness.
+
+    What was subtracted from them leaves differences, of which Student's cover more.
+    """
+    plain = mean_intervals(errors)
+    if len(errors) < LEAST_REPLICAS:
+        return plain
+    skewed, squares = mean_intervals(errors, skewed=True), (errors >= 0).all(axis=0)
+    return Intervals(*(np.where(squares, a, b) for a, b in zip(skewed, plain, strict=True)))
+
+
+def _zeros(means: Intervals, zero: float) -> NDArray[np.bool_]:
+    """Return which means are zero to rounding, interval and all."""
+    return np.asarray((np.abs(means.low) <= zero) & (np.abs(means.high) <= zero))
+
+
+def _constant(sizes: Array, errors: Array, most: float) -> Interval:
+    """Return what is left at infinite size of a · size^p + constant, for any p up to ``most``.
+
+    Parameters
+    ----------
+    sizes : (S,)
+    errors : (R, S)
+        Of positive means.
+    most : float
+        The exponent below zero that is claimed. A fall at ``most`` with a correction of relative
+        order 1 / size is tried as well: it can look like another power, or hide a constant.
+
+    Returns
+    -------
+    Interval
+        All constants of laws that fit no worse, at 95%, than the best of them.
+
+    Notes
+    -----
+    Profile likelihood: with the covariance C of the means, from R replicas, the misfit
+    T² = (m − law)ᵀ C⁻¹ (m − law) of a law may exceed the smallest one by Student's quantile
+    squared, of R − S degrees of freedom and scaled by (R − 1)/(R − S), as Hotelling's T².
+    """
+    # A covariance takes some replicas for each size: of many sizes, some evenly spaced ones.
+    count = min(len(sizes), len(errors) // 3)
+    some = np.linspace(0, len(sizes) - 1, count).round().astype(int)
+    rows, means = errors[:, some], errors[:, some].mean(axis=0)
+    replicas, last = len(rows), means[-1]
+    scaled = sizes[some] / sizes[-1]
+    covariance = np.cov(rows.T / means[:, None]) / replicas + ROUNDED**2 * np.eye(count)
+    weights = np.linalg.inv(covariance) * (replicas - count) / (replicas - 1)
+    allowed = float(student_quantile(0.95, replicas - count)) ** 2
+
+    powers = np.arange(most - STEEPEST, most + STEP / 2, STEP)
+    flat = np.ones_like(scaled)
+    laws = np.stack([scaled ** powers[:, None], np.tile(flat, (len(powers), 1))], axis=2)
+    corrected = np.stack([scaled**most, scaled ** (most - 1), flat], axis=1)[None]
+    misfits, constants, variances = (
+        np.concatenate(found)
+        for found in zip(
+            *(_fitted(group * (last / means)[:, None], weights) for group in (laws, corrected)),
+            strict=True,
+        )
+    )
+    excess = misfits - misfits.min()
+    fits = excess <= allowed
+    spread = np.sqrt((allowed - excess[fits]) * variances[fits])
+    return Interval(
+        last * float(constants[misfits.argmin()]),
+        last * float((constants[fits] - spread).min()),
+        last * float((constants[fits] + spread).max()),
+    )
+
+
+def _fitted(laws: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Return misfits, last coefficients and their variances of laws (P, S, terms) fitted to 1."""
+    weighted = laws.transpose(0, 2, 1) @ weights
+    inverse = np.linalg.inv(weighted @ laws)
+    coefficients = inverse @ weighted.sum(axis=2)[:, :, None]
+    residuals = 1 - (laws @ coefficients)[:, :, 0]
+    misfits: Array = np.einsum("ps,st,pt->p", residuals, weights, residuals)
+    return misfits, np.asarray(coefficients[:, -1, 0]), np.asarray(inverse[:, -1, -1])
 
 
 def with_part(row: Row, part: Row, name: str) -> Row:
