@@ -132,7 +132,7 @@ def _rates_figure(
 
 def figure2(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Training and test loss with reused and with decoupled weights."""
-    config = CurvesConfig(**given)
+    config = CurvesConfig(**with_defaults(CurvesConfig, dict(given)))
     from nfd_fast.study import curves, report
 
     with _figure(config):
@@ -202,13 +202,13 @@ def _finish(
     section: Section,
     computed: int,
 ) -> None:
-    """Write what was made and the report of the whole folder; print the table."""
+    """Print the table; write what was made and the report of the whole folder."""
     from nfd_fast.study import atomic, page, report
 
+    print(text, flush=True)  # what took long is seen, whatever happens to the files
     name, content = section.file()
     written = atomic.write_all(config.output, {**files, name: content})
     written += atomic.write_all(config.output, {"report.html": page.page(config.output)})
-    print(text)
     total = len(config.cells())
     print(
         f"{computed} of {report.counted(total, 'cell')} computed now, "

@@ -432,8 +432,10 @@ def _allocation(
     variances = np.array(
         [w**2 * s.moments.variance.ravel() for w, s in zip(weights, samplers, strict=True)]
     )
-    numbers = np.sqrt(variances / costs) * np.sqrt(variances * costs).sum(axis=0) / target**2
-    return np.asarray(np.ceil(numbers.max(axis=1)))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a target beyond all replicas
+        numbers = np.sqrt(variances / costs) / target
+        numbers *= np.sqrt(variances * costs).sum(axis=0) / target
+    return np.asarray(np.ceil(np.where(variances > 0, numbers, 0.0).max(axis=1)))
 
 
 def _estimate(

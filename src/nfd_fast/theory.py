@@ -116,6 +116,7 @@ def initial_kernels(
         raise ValueError("x must hold at least one sample, got none")
     trained = arguments.subset("train", train, TRAINABLE)
     count = thread_count(threads)
+    memory.require(3 * 8.0 * len(samples) ** 2, "take fewer samples")
     with np.errstate(over="ignore"):
         first = samples @ samples.T / net.inputs
     first = (first + first.T) / 2
@@ -167,6 +168,11 @@ def _infinite(net: ResNet, first: Array, trained: tuple[str, ...], threads: int)
     batch = len(first)
     upper = np.triu_indices(batch)
     count = len(upper[0])
+    # Three numbers of a pair at each time, copied once; the matrices of two of them; and what the
+    # integrator has of one time.
+    memory.require(
+        8.0 * (TIMES * (2 * 3 * count + 2 * batch**2) + 40 * 3 * count), "take fewer samples"
+    )
     activation, horizon = ACTIVATIONS.index(net.activation), net.horizon
     diagonal = np.flatnonzero(upper[0] == upper[1])
 

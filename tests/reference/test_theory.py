@@ -292,3 +292,9 @@ def test_kernels_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     net = nfd.ResNet(1, 1, 3)
     with pytest.raises(MemoryError, match="take a smaller depth or fewer samples"):
         nfd.initial_kernels(net, X, depth=2**24)
+    many = np.ones((1000, 3))
+    with pytest.raises(MemoryError, match="take fewer samples"):
+        nfd.initial_kernels(net, many)
+    monkeypatch.setattr(theory.memory, "available_bytes", lambda: 1)
+    with pytest.raises(MemoryError, match="take fewer samples"):
+        nfd.initial_kernels(net, np.ones((2000, 3)), depth=1)

@@ -193,6 +193,9 @@ def test_the_network_fits_the_data():
         ({"output": 3}, "output must be a path"),
         ({"output": ""}, "output must be a path"),
         ({"output": "a\0b"}, "output must be a path"),
+        ({"output": "a\nb"}, r"output must be a path that can be printed, got 'a\\nb'"),
+        ({"output": "a\udcff"}, r"output must be a path that can be printed, got 'a\\udcff'"),
+        ({"store": "results/table.txt"}, "store must not have the name of a file of results, .csv"),
     ],
 )
 def test_bad_choices(choices, message):

@@ -183,6 +183,7 @@ def test_bias_and_order_of_known_decays() -> None:
         ({"error": 0.0}, "error must be a positive finite number, got 0.0"),
         ({"error": float("nan")}, "error must be a positive finite number"),
         ({"error": 1e-9}, "error must take at most 10000000 replicas of a level, got 1e-09"),
+        ({"error": 1e-200}, "error must take at most 10000000 replicas of a level, got 1e-200"),
         ({"depths": (8,)}, "depths must be at least 2 positive integers, each a multiple"),
         ({"depths": (8, 12)}, "each a multiple of the one before, got (8, 12)"),
         ({"depths": (8, 8)}, "each a multiple of the one before, got (8, 8)"),

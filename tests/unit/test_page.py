@@ -61,3 +61,12 @@ def test_a_row_that_does_not_fit_its_head_is_damaged(tmp_path: Path) -> None:
         ValueError, match=r"rates\.section\.json must be written by nfd-fast, got a"
     ):
         page(tmp_path)
+
+
+def test_a_figure_that_is_gone_is_said(tmp_path: Path) -> None:
+    """It keeps no other result from being reported."""
+    write(tmp_path, ROWS)
+    (tmp_path / "figure.png").unlink()
+    text = page(tmp_path).decode()
+    assert "Claims: figure.png is no longer in this folder." in text
+    assert "kernels &lt;1/n&gt;" in text

@@ -215,3 +215,16 @@ def test_window_of_the_curves_is_the_mean_of_replicas(tmp_path):
     at_first = band[band[:, 0] == 1.0][:, 1]
     assert at_first.min() == pytest.approx(interval.low)
     assert at_first.max() == pytest.approx(interval.high)
+
+
+@pytest.mark.parametrize("until", [0, 5, 1000])
+def test_losses_of_zero_have_no_place_on_a_logarithmic_axis(tmp_path, until):
+    """From some update on; always, there is no such axis."""
+    result = make_result(tmp_path)
+    losses = {
+        key: np.where(np.arange(array.shape[1]) < until, array, 0.0)
+        for key, array in result.losses.items()
+    }
+    zero = dataclasses.replace(result, losses=losses)
+    figure = plots.figure(zero, report.rows(zero))
+    assert (figure.axes[0].get_yscale() == "log") == (until > 0)

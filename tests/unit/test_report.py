@@ -8,6 +8,7 @@ import io
 import math
 import os
 
+import numpy as np
 import pytest
 from study_results import REPLICAS, make_result
 
@@ -162,3 +163,14 @@ def test_rows_follow_the_configuration(tmp_path):
     assert [(row.parameterization, row.depth) for row in rows] == [("depth_mup", 4)]
     text = report.text(dataclasses.replace(result, config=fewer), rows)
     assert "(depth 4:" not in text  # nothing to compare with
+
+
+def test_losses_of_zero_have_no_gap(tmp_path):
+    """Targets that are met leave nothing to divide by."""
+    result = make_result(tmp_path)
+    losses = {key: np.zeros_like(array) for key, array in result.losses.items()}
+    zero = dataclasses.replace(result, losses=losses)
+    table = report.rows(zero)
+    assert table[0].reused.estimate == 0.0
+    assert table[0].gap is None
+    assert "has a reused loss other than zero" in report.text(zero, table)

@@ -255,3 +255,13 @@ def _wait_for_cells(path, count, process):
             pass  # not made yet, or locked by the writer
         time.sleep(0.002)
     raise AssertionError("the process stored nothing within a minute")
+
+
+def test_arrays_whose_cell_was_deleted_are_replaced(path):
+    with Store(path) as store:
+        store.put("a", "{}", {"x": np.ones(2)}, 1.0)
+    _edit(path, "PRAGMA foreign_keys = OFF", "DELETE FROM cells")
+    with Store(path) as store:
+        assert store.missing(["a"]) == ["a"]
+        store.put("a", "{}", {"x": np.zeros(3)}, 2.0)
+        assert store.get("a").arrays["x"].tolist() == [0.0, 0.0, 0.0]

@@ -181,6 +181,10 @@ class Problem(Choices):
         memory.require(8.0 * self.replicas * entries, "take fewer replicas or updates")
 
 
+WRITTEN = (".csv", ".html", ".json", ".nc", ".png", ".svg", ".txt")
+"""How the files end that commands write into the output folder, over what is there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place(Choices):
     """Where a grid is computed and where its results go: nothing that the numbers depend on."""
@@ -210,6 +214,11 @@ class Place(Choices):
             self._set("workers", arguments.integer("workers", self.workers, high=high))
         self._set("output", _path("output", self.output, "a folder"))
         store = _path("store", self.store, "a file") if str(self.store or "") else None
+        if store is not None and store.suffix in WRITTEN:
+            raise ValueError(
+                f"store must not have the name of a file of results, {', '.join(WRITTEN)}, got "
+                f"{str(store)!r}; call it study.sqlite"
+            )
         self._set("store", store)
 
     @property
@@ -223,6 +232,8 @@ def _path(name: str, value: object, what: str) -> Path:
     text = str(value) if isinstance(value, (str, Path)) else ""
     if not text or "\0" in text:
         raise ValueError(f"{name} must be a path of {what}, got {arguments.describe(value)}")
+    if not text.isprintable():  # it is shown, and written into files
+        raise ValueError(f"{name} must be a path that can be printed, got {value!r}")
     return Path(text)
 
 

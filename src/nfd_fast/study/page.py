@@ -138,8 +138,12 @@ def _section(section: Section, build: dict[str, str], folder: Path) -> str:
     for name in section.figures:
         if "/" in name or "\\" in name:
             raise ValueError("a figure of another folder")
-        data = base64.b64encode((folder / name).read_bytes()).decode()
         title = _plain(f"{section.title}: {name}")
+        try:
+            data = base64.b64encode((folder / name).read_bytes()).decode()
+        except FileNotFoundError:
+            parts.append(f'<p class="small">{title} is no longer in this folder.</p>\n')
+            continue
         parts.append(f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>\n')
     made = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in build.items())
     parts.append(

@@ -118,12 +118,15 @@ def scale_loss_axis(panel: Axes) -> None:
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    panel.set_yscale("log")
     curves = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
     if not curves:
+        panel.set_yscale("log")
         return
-    low = 0.85 * min(float(curve.min()) for curve in curves)
-    high = 1.15 * max(float(curve.max()) for curve in curves)
+    positive = np.concatenate([curve[curve > 0] for curve in curves])  # others have no place here
+    if not positive.size:
+        return
+    panel.set_yscale("log")
+    low, high = 0.85 * float(positive.min()), 1.15 * float(positive.max())
     panel.set_ylim(low, high)
     wide = math.log10(high / low) > 4
     panel.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))

@@ -21,7 +21,8 @@ CONFIDENCE = 0.95
 class Row:
     """One pair of cells: losses averaged over the last ``window`` updates, then over replicas.
 
-    The losses and the gap are None if every pair has a replica that diverged.
+    The losses and the gap are None if every pair has a replica that diverged; the gap also if
+    losses with reused weights are zero.
     """
 
     parameterization: str
@@ -53,7 +54,7 @@ def rows(result: Study) -> list[Row]:
                 result.diverged(parameterization, depth, "decoupled"),
                 mean_interval(reused, CONFIDENCE) if some else None,
                 mean_interval(decoupled, CONFIDENCE) if some else None,
-                relative_gap_interval(reused, decoupled, CONFIDENCE) if some else None,
+                relative_gap_interval(reused, decoupled, CONFIDENCE) if reused.any() else None,
             )
             table.append(row)
     return table
@@ -127,7 +128,8 @@ def _verdicts(table: Sequence[Row]) -> list[str]:
         least, most = own[0], own[-1]
         title = TITLES[parameterization]
         if most.gap is None:
-            lines.append(f"{title}: no pair of depth {most.depth} completed")
+            why = "has a reused loss other than zero" if most.pairs else "completed"
+            lines.append(f"{title}: no pair of depth {most.depth} {why}")
             continue
         if math.isnan(most.gap.low):
             judgement = "one pair has no interval"

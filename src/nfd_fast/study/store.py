@@ -196,9 +196,15 @@ class Store:
                     (key, description, seconds),
                 ).rowcount
                 if new:
+                    # Another program may have deleted the cell and left its arrays.
+                    self._connection.execute("DELETE FROM arrays WHERE cell = ?", (key,))
                     self._connection.executemany("INSERT INTO arrays VALUES (?, ?, ?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise OSError(f"cannot write to the store {self.path}: {error}") from None
+        except sqlite3.IntegrityError:  # what was given, not what is there
+            raise
+        except sqlite3.DatabaseError:
+            raise self.damaged(key) from None
 
     def get(self, key: str) -> Record:
         """Return a finished cell; KeyError if there is none."""
