@@ -39,7 +39,9 @@ struct ConditionalPass {
     const std::int64_t batch = p.stack.batch, n = p.stack.width, stride = h.tile_width;
     Step<T>& step = h.steps[team.rank];
     const LayerRules rules = rules_of(p, side, keep);
-    LayerAlgebra<T, SerialCrew> algebra{h, rules, SerialCrew{monitor, team.polls}, step};
+    const bool long_algebra = takes_long(h.capacity, batch);
+    LayerAlgebra<T, SerialCrew> algebra{
+        h, rules, SerialCrew{long_algebra ? &monitor : nullptr, team.polls}, step};
     T* const x = h.tile_x + team.rank * batch * stride;
     T* const increment = h.tile_increment + team.rank * batch * stride;
     T* const tile_noise = h.tile_noise + team.rank * batch * stride;
@@ -47,6 +49,13 @@ struct ConditionalPass {
     double* const wide_noise = wide + batch * stride;
     double* const combined = h.combined + team.rank * (h.slot_size + h.measure_size);
     int turn = 0;
+
+    // Whether the algebra of a layer may take so long, tens of milliseconds, that someone who wants
+    // to stop would wait.
+    static bool takes_long(std::int64_t capacity, std::int64_t batch) {
+        const double columns = static_cast<double>(capacity) + static_cast<double>(batch);
+        return columns * columns * static_cast<double>(batch) >= 0x1p24;
+    }
 
     static LayerRules rules_of(const Problem<T>& p, Side side, bool keep) {
         const bool coupled = !p.decoupled && p.keep_coupling;
@@ -258,6 +267,7 @@ struct ConditionalPass {
     void solve(std::int64_t index) {
         const std::int64_t layer = layer_at(index);
         bool settled = algebra.take_apart(layer, gather_products(sums(index, 0), layer));
+        settled = given_up() || settled;
         for (int round = 0; !settled && round < kMostRounds; ++round) {
             if (team.polls) monitor.poll();
             settled = refine(index);
@@ -278,8 +288,13 @@ struct ConditionalPass {
         if (sync_and_halt()) return true;
         const Products of_rest = gather_products(sums(index + 1, 0), layer);
         team.sync();
-        return algebra.take_rest_apart(layer, of_rest);
+        const bool settled = algebra.take_rest_apart(layer, of_rest);
+        return given_up() || settled;
     }
+
+    // Whether all give up where some may have, in the middle of what they say: then it is no
+    // matter, and nobody may act on it alone.
+    bool given_up() { return long_algebra && sync_and_halt(); }
 
     // The sweep of refine().
     void subtract(std::int64_t layer, const Tile& tile, Products to) const {

@@ -11,8 +11,9 @@ namespace nfd_fast {
 
 class SerialCrew {
   public:
-    // `polls`: whether its thread is the one that may ask the monitor's owner.
-    SerialCrew(Monitor& monitor, bool polls) : monitor_(monitor), polls_(polls) {}
+    // The monitor is null where nothing takes long. `polls`: whether its thread is the one that
+    // may ask the monitor's owner.
+    SerialCrew(Monitor* monitor, bool polls) : monitor_(monitor), polls_(polls) {}
 
     template <class F>
     void each(std::int64_t count, F f) const {
@@ -36,8 +37,9 @@ class SerialCrew {
     }
     void sync() const {}
     bool stopped() const {
-        if (polls_) monitor_.poll();
-        return monitor_.stopped();
+        if (!monitor_) return false;
+        if (polls_) monitor_->poll();
+        return monitor_->stopped();
     }
 
     void multiply(Transpose transpose, std::int64_t rows, std::int64_t columns, std::int64_t inner,
@@ -68,7 +70,7 @@ class SerialCrew {
     // From how many multiplications on BLAS, with its blocks, beats a plain loop without its calls.
     static constexpr std::int64_t kBlasFrom = std::int64_t{1} << 18;
 
-    Monitor& monitor_;
+    Monitor* const monitor_;
     const bool polls_;
 };
 

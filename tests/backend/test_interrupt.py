@@ -25,6 +25,11 @@ CASES = {
     "batches=[list(range(600))] * 3, engine='conditional')",
     "wide block": "nfd.kernels.euler_maruyama(np.random.default_rng(0).normal(size=(2000, 4000)), "
     "depth=50, seed=0, branch_factor=1e-2, all_layers=False, threads=1)",
+    # Nearly dependent samples, which a team takes apart in rounds.
+    "wide block of a team": "nfd.kernels.euler_maruyama("
+    "np.random.default_rng(0).normal(size=(1000, 4000)).repeat(2, axis=0) + "
+    "1e-5 * np.random.default_rng(1).normal(size=(2000, 4000)), "
+    "depth=50, seed=0, branch_factor=1e-2, all_layers=False, threads=2)",
     "many columns": "nfd.train(nfd.ResNet(5000, 2, 1500), nfd.SGD(1e-3), "
     "np.random.default_rng(0).normal(size=(1500, 1500)), np.zeros(1500), "
     "batches=[list(range(1500))] * 3, engine='conditional', dtype='float64')",

@@ -38,8 +38,7 @@
 //     sum(count, f)                             of f(i), in an order of its own but a fixed one
 //     alone(f)                                  f() by one member, then waits for all
 //     sync()                                    waits for all
-//     stopped()         whether to give up, asked where the work on a column is long; nobody reads
-//                       what the algebra says then, or remembers
+//     stopped()         whether to give up: then nobody acts on what the algebra says, or remembers
 //     multiply(transpose, rows, columns, inner, factor, a, b, add, c)   C = factor op(A) B (+ C)
 //     solve(transpose, size, columns, r, b)     B <- op(R)^-1 B, R upper triangular
 #pragma once
@@ -100,7 +99,6 @@ class LayerAlgebra {
     static constexpr double kKnown = 1e-12;
     static constexpr double kNew = 1e-8;
     static constexpr double kClearlyNew = 1e-3;
-    static constexpr std::int64_t kLongColumns = 64;
     // What is not stored need not be well conditioned.
     NFD_FAST_HD double clearly() const { return rules_.keep ? kClearlyNew : kNew; }
     // The square that a column must have, for what smallest_share() says.
@@ -227,7 +225,7 @@ NFD_FAST_HD_OUTLINE bool LayerAlgebra<T, Crew>::project(Products of_z) {
     bool settled = true;
     std::int64_t rank = 0;
     for (std::int64_t j = 0; j < batch_; ++j) {
-        if (batch_ > kLongColumns && crew_.stopped()) {
+        if (crew_.stopped()) {
             crew_.alone([&] { step_.rank = 0; });
             return true;
         }

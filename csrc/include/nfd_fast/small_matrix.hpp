@@ -85,9 +85,8 @@ NFD_FAST_HD inline void solve_upper(std::int64_t size, std::int64_t columns, Sma
 // (layer_algebra.hpp).
 template <class Crew>
 NFD_FAST_HD void cholesky(const Crew& crew, std::int64_t size, Small e) {
-    constexpr std::int64_t long_rows = 64;
     for (std::int64_t i = 0; i < size; ++i) {
-        if (size > long_rows && crew.stopped()) return;
+        if (crew.stopped()) return;
         crew.each(size, [&](std::int64_t j) {
             double entry = j < i ? 0 : e(i, j);
             for (std::int64_t k = 0; k < i && j >= i; ++k) entry -= e(k, i) * e(k, j);
