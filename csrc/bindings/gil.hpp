@@ -11,10 +11,10 @@
 
 namespace nfd_fast::bindings {
 
-// A daemon thread may ask for the lock when Python has begun to end. Up to 3.13 that ends the
-// thread, which in the GNU C library unwinds its stack, through destructors that let nothing pass:
-// the process would be aborted. Here the thread waits for the end of the process instead, as Python
-// 3.14 has it.
+// Calls what may ask for the lock. A daemon thread may do so when Python has begun to end: up to
+// 3.13 that ends the thread, which in the GNU C library unwinds its stack, through destructors that
+// let nothing pass, or that give back a lock which it has not: the process would be aborted. Here
+// the thread waits for the end of the process instead, as Python 3.14 has it.
 template <class Take>
 auto take_unless_python_ends(Take take) {
 #ifdef __GLIBCXX__

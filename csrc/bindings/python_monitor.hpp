@@ -19,8 +19,7 @@ class PythonMonitor final : public Monitor {
     // Call with the GIL held, after the computation: raises what a signal handler or the callable
     // raised meanwhile, else reports the end.
     void finish() {
-        if (error_) throw pybind11::error_already_set();
-        if (!progress_.is_none()) progress_(total(), total());
+        if (error_ || !report(total(), total())) throw pybind11::error_already_set();
     }
 
   protected:
@@ -29,22 +28,23 @@ class PythonMonitor final : public Monitor {
         if (now - last_ < kInterval) return true;
         last_ = now;
         const WithGil with_gil;
-        if (PyErr_CheckSignals() != 0) {
-            error_ = true;
-            return false;
-        }
-        if (progress_.is_none()) return true;
-        try {
-            progress_(done, total);
-        } catch (pybind11::error_already_set& raised) {
-            raised.restore();
-            error_ = true;
-            return false;
-        }
-        return true;
+        const bool signalled = take_unless_python_ends([] { return PyErr_CheckSignals() != 0; });
+        error_ = signalled || !report(done, total);
+        return !error_;
     }
 
   private:
+    // Whether the callable, if there is one, has not raised. It may let the lock go, and ask for it
+    // again when Python ends: then nothing of C++ may lie between it and where that is caught.
+    bool report(std::int64_t done, std::int64_t total) const {
+        if (progress_.is_none()) return true;
+        const pybind11::tuple arguments = pybind11::make_tuple(done, total);
+        PyObject* const result = take_unless_python_ends(
+            [&] { return PyObject_Call(progress_.ptr(), arguments.ptr(), nullptr); });
+        Py_XDECREF(result);
+        return result != nullptr;
+    }
+
     // Often enough that Ctrl-C feels immediate, seldom enough to cost nothing.
     static constexpr std::chrono::milliseconds kInterval{100};
 

@@ -85,6 +85,7 @@ void ConditionalState<T>::transfer(const Problem<T>& p, StateStream& stream) {
                                     std::int64_t columns) {
                 if (!array) return;
                 const Small m = square(array, layer);
+                stream.numbers(name, m.data, 0);  // that it is kept is told by its name
                 for (std::int64_t i = 0; i < rows; ++i) {
                     stream.numbers(name, &m(i, 0), columns);
                 }

@@ -83,6 +83,8 @@ print("finished")
 AT_WORK = {
     "training": "nfd.train(nfd.ResNet(64, 4, 3), nfd.SGD(0.1), np.eye(3), np.zeros(3), "
     "batches=[[0, 1, 2]] * 1_000_000, threads={threads})",
+    "progress": "nfd.train(nfd.ResNet(64, 4, 3), nfd.SGD(0.1), np.eye(3), np.zeros(3), "
+    "batches=[[0, 1, 2]] * 1_000_000, threads={threads}, progress=lambda *done: time.sleep(0.03))",
     "kernels": "nfd.kernels.normal(0, 'hidden', 1_000_000, threads={threads})",
     "activations": "nfd.kernels.activation('tanh', np.ones(1_000_000))",
 }

@@ -336,11 +336,13 @@ def test_divergence_counts_from_the_start_of_the_whole_run(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize("engine", ["dense", "conditional"])
+@pytest.mark.parametrize("outputs", [1, 2])
 def test_layers_that_were_never_asked_can_be_continued(
-    tmp_path: Path, engine: str, backward: str
+    tmp_path: Path, engine: str, backward: str, outputs: int
 ) -> None:
     """Inputs of zero leave every feature zero, and no direction to remember."""
-    net, sgd, x, y = nfd.ResNet(64, 2, inputs=3), nfd.SGD(0.1), np.zeros((2, 3)), [1.0, 2.0]
+    net, sgd, x = nfd.ResNet(64, 2, inputs=3, outputs=outputs), nfd.SGD(0.1), np.zeros((2, 3))
+    y = [1.0, 2.0] if outputs == 1 else np.zeros((2, outputs))  # nor is any adjoint, with χ = 0
     coupled = engine == "conditional" and backward == "reused"
     record = ["coupling_per_layer"] if coupled else ["feature_movement"]
     options: dict[str, Any] = {"engine": engine, "backward": backward, "record": record}
