@@ -234,9 +234,12 @@ def judge(
         verdict = HOLDS if high <= most else FAILS if above else UNDECIDED
     if verdict == (FAILS if stays else HOLDS):  # it falls: but to what?
         left = _constant(sizes[used], errors[:, used], -MARGIN if stays else claim.exponent)
-        if left.high > HIDDEN * means.estimate[used][-1]:
+        last = float(means.estimate[used][-1])
+        if not left.high <= HIDDEN * last:
             verdict = UNDECIDED
             note = f"a constant of {left.estimate:.1e}, up to {left.high:.1e}, is not excluded"
+            if not left.estimate <= last:
+                note = "no fall to a constant fits well enough to exclude one"
     return row(verdict, note, used, rate, bends, exponent)
 
 
@@ -293,8 +296,9 @@ def _constant(sizes: Array, errors: Array, most: float) -> Interval:
     errors : (R, S)
         Of positive means.
     most : float
-        The exponent below zero that is claimed. A fall at ``most`` with a correction of relative
-        order 1 / size is tried as well: it can look like another power, or hide a constant.
+        The exponent below zero that is claimed. Falls with a correction of relative order 1 / size
+        are tried as well, which can look like other powers, or hide a constant: at ``most`` and, of
+        more than three sizes, at the multiple of ½ from there that is next to the slope.
 
     Returns
     -------
@@ -304,8 +308,9 @@ def _constant(sizes: Array, errors: Array, most: float) -> Interval:
     Notes
     -----
     Profile likelihood: with the covariance C of the means, from R replicas, the misfit
-    T² = (m − law)ᵀ C⁻¹ (m − law) of a law may exceed the smallest one by Student's quantile
-    squared, of R − S degrees of freedom and scaled by (R − 1)/(R − S), as Hotelling's T².
+    T² = (m − law)ᵀ C⁻¹ (m − law) of a law may exceed the smallest one T₀² by Student's quantile
+    squared, of R − S degrees of freedom, scaled by (R − 1)/(R − S) as Hotelling's T² and by
+    1 + T₀²/(R − 1) for how well the best law fits (C. R. Rao, Biometrika 46 (1959) 49).
     """
     # A covariance takes some replicas for each size: of many sizes, some evenly spaced ones.
     count = min(len(sizes), len(errors) // 3)
@@ -313,14 +318,22 @@ def _constant(sizes: Array, errors: Array, most: float) -> Interval:
     rows, means = errors[:, some], errors[:, some].mean(axis=0)
     replicas, last = len(rows), means[-1]
     scaled = sizes[some] / sizes[-1]
-    covariance = np.cov(rows.T / means[:, None]) / replicas + ROUNDED**2 * np.eye(count)
+    covariance = np.cov(rows.T / means[:, None]) / replicas
+    # Where sizes differ by a factor alone, their differences are known to rounding.
+    covariance[np.diag_indices(count)] += np.maximum(ROUNDED**2, 1e-10 * np.diag(covariance))
     weights = np.linalg.inv(covariance) * (replicas - count) / (replicas - 1)
     allowed = float(student_quantile(0.95, replicas - count)) ** 2
 
     powers = np.arange(most - STEEPEST, most + STEP / 2, STEP)
     flat = np.ones_like(scaled)
     laws = np.stack([scaled ** powers[:, None], np.tile(flat, (len(powers), 1))], axis=2)
-    corrected = np.stack([scaled**most, scaled ** (most - 1), flat], axis=1)[None]
+    with_correction = [most]
+    if count > LEAST_SIZES:  # of three means each is a fit of its own
+        slope = float(np.polyfit(np.log(scaled), np.log(means / last), 1)[0])
+        with_correction.append(min(most, most + round(2 * (slope - most)) / 2))
+    corrected = np.stack(
+        [np.stack([scaled**p, scaled ** (p - 1), flat], axis=1) for p in with_correction]
+    )
     misfits, constants, variances = (
         np.concatenate(found)
         for found in zip(
@@ -329,6 +342,7 @@ def _constant(sizes: Array, errors: Array, most: float) -> Interval:
         )
     )
     excess = misfits - misfits.min()
+    allowed *= 1 + float(misfits.min()) / (replicas - count)
     fits = excess <= allowed
     spread = np.sqrt((allowed - excess[fits]) * variances[fits])
     return Interval(
