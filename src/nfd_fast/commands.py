@@ -205,10 +205,12 @@ def _finish(
     """Print the table; write what was made and the report of the whole folder."""
     from nfd_fast.study import atomic, page, report
 
-    print(text, flush=True)  # what took long is seen, whatever happens to the files
-    name, content = section.file()
-    written = atomic.write_all(config.output, {**files, name: content})
-    written += atomic.write_all(config.output, {"report.html": page.page(config.output)})
+    try:  # what took long is shown whatever happens to the files, and written though nobody looks
+        print(text, flush=True)
+    finally:
+        name, content = section.file()
+        written = atomic.write_all(config.output, {**files, name: content})
+        written += atomic.write_all(config.output, {"report.html": page.page(config.output)})
     total = len(config.cells())
     print(
         f"{computed} of {report.counted(total, 'cell')} computed now, "

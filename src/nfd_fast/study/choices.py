@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -232,7 +233,8 @@ def _path(name: str, value: object, what: str) -> Path:
     text = str(value) if isinstance(value, (str, Path)) else ""
     if not text or "\0" in text:
         raise ValueError(f"{name} must be a path of {what}, got {arguments.describe(value)}")
-    if not text.isprintable():  # it is shown, and written into files
+    # It is shown, and written into files: no control characters, and nothing that isn't text.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise ValueError(f"{name} must be a path that can be printed, got {value!r}")
     return Path(text)
 

@@ -207,8 +207,8 @@ def curve_label(words: str, row: Row) -> str:
         words += f", {HALF}"
     if row.exponent is not None:
         return f"{words}: {round(row.exponent.estimate, 2) + 0.0:.2f}{'*' if row.bends else ''}"
-    if row.flagged.sum() > len(row.sizes) - LEAST_SIZES:
-        return f"{words}: flagged"
+    if (~row.flagged).sum() < LEAST_SIZES:
+        return f"{words}: {'flagged' if row.flagged.any() else 'too few sizes'}"
     if row.seen.any():
         return f"{words}: not fitted"
     return f"{words}: none seen" if row.verdict == UNDECIDED else f"{words}: zero"

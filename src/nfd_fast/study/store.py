@@ -201,8 +201,8 @@ class Store:
                     self._connection.executemany("INSERT INTO arrays VALUES (?, ?, ?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise OSError(f"cannot write to the store {self.path}: {error}") from None
-        except sqlite3.IntegrityError:  # what was given, not what is there
-            raise
+        except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError):
+            raise  # of what was given, not of what is there
         except sqlite3.DatabaseError:
             raise self.damaged(key) from None
 
