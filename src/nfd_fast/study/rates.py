@@ -469,8 +469,7 @@ def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
         columns = []
         # Where the last layer doesn't count, a network of one layer has none that does.
         halved = what == "adjoint" and config.dependent_adjoints
-        kept = [not halved or depth > 1 for depth in config.depths]
-        depths = [depth for depth, keep in zip(config.depths, kept, strict=True) if keep]
+        depths = [depth for depth in config.depths if depth > 1 or not halved]
         for depth in depths:
             cell = config.coupling_cell(2 * config.neurons, depth)
             values = measured[cell][f"{what}_eigenvalues"]
@@ -479,7 +478,7 @@ def _eigenvalues(config: RatesConfig, measured: Measured) -> list[Row]:
             columns.append(values.min(axis=(1, 2)))
         claim = CLAIMS[f"{what}_eigenvalues"]
         sizes, errors = np.array(depths, dtype=float), np.stack(columns, axis=1)
-        flagged = config.flagged()[kept]
+        flagged = config.flagged()[-len(depths) :]  # they increase
         row = judge(claim, sizes, errors, flagged=flagged, resolution=EIGENVALUE_ROUNDING)
         if halved:
             row = _of_first_half(row, config)
