@@ -1,5 +1,6 @@
 // nfd_fast._cuda: devices and what runs on them. This file only registers.
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include "cuda/device_error.hpp"
@@ -16,6 +17,9 @@ PYBIND11_MODULE(NFD_FAST_CUDA_MODULE, module) {
     namespace bindings = nfd_fast::bindings;
     py::module_::import("nfd_fast._core");  // has the types of streams, engines and tasks
     module.doc() = "Engines and kernels of nfd_fast on CUDA; use them with device=\"cuda\".";
+    // The first array lets the lock go: here, and not in a daemon thread while Python ends
+    // (gil.hpp).
+    const pybind11::array_t<double> first(0);
     py::register_local_exception_translator([](std::exception_ptr raised) {
         try {
             if (raised) std::rethrow_exception(raised);

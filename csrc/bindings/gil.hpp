@@ -11,17 +11,26 @@
 
 namespace nfd_fast::bindings {
 
+[[noreturn]] inline void wait_for_the_end() {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Whether this thread is the one that ends Python, in which code may still run then.
+inline thread_local bool ends_python = false;
+
 // Calls what may ask for the lock. A daemon thread may do so when Python has begun to end: up to
 // 3.13 that ends the thread, which in the GNU C library unwinds its stack, through destructors that
-// let nothing pass, or that give back a lock which it has not: the process would be aborted. Here
-// the thread waits for the end of the process instead, as Python 3.14 has it.
+// let nothing pass, or that give back a lock which it has not: the process would be aborted; and
+// later the thread's own state is gone. Here it waits for the end of the process instead, as Python
+// 3.14 has it.
 template <class Take>
 auto take_unless_python_ends(Take take) {
+    if (!ends_python && !Py_IsInitialized()) wait_for_the_end();
 #ifdef __GLIBCXX__
     try {
         return take();
     } catch (const abi::__forced_unwind&) {
-        for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        wait_for_the_end();
     }
 #else
     return take();
@@ -30,7 +39,10 @@ auto take_unless_python_ends(Take take) {
 
 class WithoutGil {
   public:
-    WithoutGil() : thread_(PyEval_SaveThread()) {}
+    WithoutGil() {
+        ends_python = !Py_IsInitialized();  // or this thread would not have the lock
+        thread_ = PyEval_SaveThread();
+    }
     ~WithoutGil() {
         take_unless_python_ends([this] { PyEval_RestoreThread(thread_); });
     }
@@ -38,7 +50,7 @@ class WithoutGil {
     WithoutGil& operator=(const WithoutGil&) = delete;
 
   private:
-    PyThreadState* const thread_;
+    PyThreadState* thread_;
 };
 
 class WithGil {

@@ -1,5 +1,6 @@
 // nfd_fast._core: the compiled kernels. This file only registers.
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 namespace nfd_fast::bindings {
@@ -14,6 +15,9 @@ void register_training(pybind11::module_& module);
 PYBIND11_MODULE(_core, module) {
     namespace bindings = nfd_fast::bindings;
     module.doc() = "Compiled kernels of nfd_fast; use them through nfd_fast.kernels.";
+    // The first array lets the lock go: here, and not in a daemon thread while Python ends
+    // (gil.hpp).
+    const pybind11::array_t<double> first(0);
     bindings::register_info(module);
     bindings::register_noise(module);
     bindings::register_activations(module);
